@@ -1,0 +1,315 @@
+"""Wire models of the REST endpoints and of the messages on the WebSocket.
+
+Field names and defaults are those of the specification (`/docs` shows them live). Models check the
+form only; meaning (does this task exist, may this edge be) is checked by the workflow domain, whose
+refusals name the field. Fields that a model does not know are ignored, as clients of the same protocol
+send some of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Id = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$"),
+    Field(
+        description="An id: letters, digits, `-` and `_`.",
+        examples=["3f0c6f3e-5d0e-4a57-9d53-0f2f4a1b9c11"],
+    ),
+]
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200),
+    Field(
+        description="A name for people; for code given as source, that of the function.",
+        examples=["my_task"],
+    ),
+]
+Status = Literal["success"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class StatusResponse(_Model):
+    """What was asked is done and durable."""
+
+    status: Status = "success"
+
+
+# -- workflows ---------------------------------------------------------------------------------
+
+
+class CreateWorkflowResponse(StatusResponse):
+    workflow_id: str
+
+
+class AddTaskRequest(_Model):
+    workflow_id: Id
+    task_type: str = Field(
+        description="`code`; LangGraph tasks have their own endpoint.", examples=["code"]
+    )
+    task_name: Name
+
+
+class AddTaskResponse(StatusResponse):
+    task_id: str
+
+
+class TaskDefinition(_Model):
+    """What a task does, takes, returns and needs. `code_ser` wins where both codes are given."""
+
+    task_input: dict[str, Any] = Field(
+        description="Numbered input parameters: each has a `key`, an `input_schema` (`from_user` with a "
+        "JSON `value`, or `from_task` with a reference `task_id.output_key`), and a `data_type`.",
+        examples=[
+            {
+                "input_params": {
+                    "1": {
+                        "key": "text",
+                        "input_schema": "from_user",
+                        "data_type": "str",
+                        "value": "hello",
+                    }
+                }
+            }
+        ],
+    )
+    task_output: dict[str, Any] = Field(
+        description="Numbered output parameters: each has a `key` and a `data_type`.",
+        examples=[{"output_params": {"1": {"key": "result", "data_type": "str"}}}],
+    )
+    code_str: str | None = Field(
+        default=None,
+        description="A module's source. The function named like the task is run, else the last function "
+        "or class at the top level.",
+        examples=['def my_task(params):\n    return {"result": params["text"].upper()}\n'],
+    )
+    code_ser: str | None = Field(
+        default=None, description="A function or class pickled with cloudpickle, in base64."
+    )
+    serialized_code: str | None = Field(default=None, description="Another name for `code_ser`.")
+    resources: dict[str, Any] | None = Field(
+        default=None,
+        description="`cpu` and `gpu` may be fractions; `cpu_mem` and `gpu_mem` are in MiB.",
+        examples=[{"cpu": 1, "cpu_mem": 256}],
+    )
+    batch_config: dict[str, Any] | None = Field(
+        default=None,
+        description="`enabled`, `batch_size`, and `batch_timeout` in seconds: the code then takes a list "
+        "of calls and returns a list as long.",
+        examples=[{"enabled": False, "batch_size": 10, "batch_timeout": 1.0}],
+    )
+    retry: dict[str, Any] | None = Field(
+        default=None,
+        description="`max_attempts`, and `backoff` and `max_backoff` in seconds, for code that fails.",
+        examples=[{"max_attempts": 1}],
+    )
+    timeout: float | None = Field(
+        default=None, description="Longest attempt, in seconds.", examples=[60]
+    )
+    runtime_env: dict[str, Any] | None = Field(
+        default=None,
+        description="`env_vars` and `pip` packages that the code needs.",
+        examples=[{}],
+    )
+    autoscaling: dict[str, Any] | None = Field(
+        default=None, description="Not available yet; refused when given.", examples=[None]
+    )
+
+
+class SaveTaskRequest(TaskDefinition):
+    workflow_id: Id
+    task_id: Id
+    task_name: Name | None = Field(
+        default=None, description="A new name; by default the old one stays."
+    )
+
+
+class SaveTaskResponse(StatusResponse):
+    pass
+
+
+class AddEdgeRequest(_Model):
+    workflow_id: Id
+    source_task_id: Id
+    target_task_id: Id
+
+
+class AddEdgeResponse(StatusResponse):
+    pass
+
+
+class DeleteTaskRequest(_Model):
+    workflow_id: Id
+    task_id: Id
+
+
+class GetTasksResponse(StatusResponse):
+    tasks: list[dict[str, str]] = Field(
+        description="`id`, `name`, `type` and `saved` of each task, as strings."
+    )
+
+
+class RunWorkflowRequest(_Model):
+    workflow_id: Id
+
+
+class RunWorkflowResponse(StatusResponse):
+    run_id: str
+
+
+class SubmittedTask(TaskDefinition):
+    """A task of a workflow that is submitted whole. Its `task_id` is chosen by the sender."""
+
+    task_id: Id
+    task_name: Name
+
+
+class SubmitWorkflowRequest(_Model):
+    tasks: list[SubmittedTask] = Field(min_length=1)
+    edges: list[tuple[Id, Id]] = Field(
+        default_factory=list,
+        description="Pairs of source and target, beside what references imply.",
+    )
+
+
+class SubmitWorkflowResponse(StatusResponse):
+    workflow_id: str
+    run_id: str
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+RunState = Literal["running", "succeeded", "failed", "cancelled"]
+
+
+class RunSummary(_Model):
+    run_id: str
+    workflow_id: str
+    status: RunState
+    created: str = Field(description="ISO 8601, UTC.")
+    finished: str | None
+
+
+class TaskReport(_Model):
+    task_id: str
+    name: str
+    state: str = Field(
+        description="waiting, queued, running, backing_off, succeeded, failed, skipped or cancelled."
+    )
+    attempt: int
+    started: str | None
+    finished: str | None
+    error: dict[str, Any] | None
+
+
+class RunReport(RunSummary):
+    last_seq: int = Field(description="Number of the run's last message.")
+    tasks: list[TaskReport]
+
+
+class ListRunsResponse(StatusResponse):
+    runs: list[RunSummary]
+
+
+class DescribeRunResponse(StatusResponse):
+    run: RunReport
+
+
+class CancelRunResponse(StatusResponse):
+    run_status: RunState = Field(
+        description="The run's status now; a run that had ended stays as it ended."
+    )
+
+
+class TaskResultResponse(StatusResponse):
+    result: dict[str, Any] = Field(
+        description="Each output: its value where that is JSON and small, else a description with a `url`."
+    )
+
+
+# -- LangGraph ---------------------------------------------------------------------------------
+
+
+class AddLangGraphTaskRequest(_Model):
+    workflow_id: Id
+    task_type: str = Field(default="langgraph", description="`langgraph`.", examples=["langgraph"])
+    task_name: Name
+    code_ser: str = Field(description="A function pickled with cloudpickle, in base64.")
+    resources: dict[str, Any] | None = None
+
+
+class RunLangGraphTaskRequest(_Model):
+    workflow_id: Id
+    task_id: Id
+    args: str = Field(description="A tuple or list of arguments, pickled, in base64.")
+    kwargs: str = Field(description="A dict of keyword arguments, pickled, in base64.")
+    result_format: Literal["json", "pickle"] = Field(
+        default="json",
+        description="`pickle` asks for the exact object: `result` is then its pickle in base64.",
+    )
+
+
+class RunLangGraphTaskResponse(StatusResponse):
+    result: Any
+
+
+# -- workers -----------------------------------------------------------------------------------
+
+
+class ConnectWorkerRequest(_Model):
+    node_ip: str = Field(min_length=1, max_length=255, examples=["127.0.0.1"])
+    node_id: str = Field(min_length=1, max_length=255, examples=["node-1"])
+    resources: dict[str, Any] = Field(
+        description="`cpu`, `cpu_mem` in MiB, and `gpu_resource`: a GPU's `gpu_id`, `gpu_mem` in MiB and `gpu_num` "
+        "by its index.",
+        examples=[
+            {
+                "cpu": 8,
+                "cpu_mem": 16384,
+                "gpu_resource": {"0": {"gpu_id": 0, "gpu_mem": 8192, "gpu_num": 1}},
+            }
+        ],
+    )
+
+
+class ConnectWorkerResponse(StatusResponse):
+    pass
+
+
+class DisconnectWorkerRequest(_Model):
+    node_id: str = Field(min_length=1, max_length=255, examples=["node-1"])
+
+
+class GetRayPortResponse(StatusResponse):
+    port: int
+
+
+class WorkersResponse(StatusResponse):
+    workers: list[dict[str, Any]] = Field(
+        description="Registered workers, and nodes of the engine that nobody registered: `node_id`, `node_ip`, "
+        "`status` (`active`, `waiting`, `disconnected`, `unregistered`), `engine_node_id`, `resources`."
+    )
+
+
+# -- service -----------------------------------------------------------------------------------
+
+
+class HealthResponse(_Model):
+    """Who answers. Clients compare the versions with their own before they send pickled code."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+    python: str
+    cloudpickle: str
+
+
+class ErrorResponse(_Model):
+    """Every refusal: what was found and what to do."""
+
+    detail: str

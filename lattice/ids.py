@@ -1,0 +1,10 @@
+"""Identifiers as distinct types, so that one kind is never passed for another."""
+
+from typing import NewType
+
+WorkflowId = NewType("WorkflowId", str)
+TaskId = NewType("TaskId", str)
+RunId = NewType("RunId", str)
+NodeId = NewType("NodeId", str)
+#: SHA-256, in hex, of the bytes it names.
+Digest = NewType("Digest", str)

@@ -1,0 +1,103 @@
+"""Every setting of Lattice, as one frozen object.
+
+`serve run configs/lattice.yaml` makes it from the file's `args`; anything not given there may come from
+an environment variable `LATTICE_<NAME>`, which is read once, when the object is made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_PREFIX = "LATTICE_"
+
+
+class LatticeSettings(BaseModel):
+    """Settings of a service. An unknown name is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_dir: Path = Field(
+        default=Path("~/.lattice"),
+        description="Folder of the default database and of large values.",
+    )
+    store_url: str | None = Field(
+        default=None,
+        description="Database as an SQLAlchemy URL; by default SQLite in `data_dir`. "
+        "`memory:` keeps everything in memory, for tests.",
+    )
+    storage_url: str | None = Field(
+        default=None,
+        description="Where values too large for the database go, as an fsspec URL that every node "
+        "can reach; by default the folder `values` in `data_dir`.",
+    )
+    inline_value_bytes: int = Field(
+        default=64 * 1024,
+        ge=0,
+        description="A pickled output value up to this many bytes is kept in the database.",
+    )
+    max_body_bytes: int = Field(
+        default=64 * 1024 * 1024, ge=1, description="Largest request body, in bytes."
+    )
+    max_tasks_per_workflow: int = Field(
+        default=20_000, ge=1, description="Most tasks in one workflow."
+    )
+    max_result_bytes: int = Field(
+        default=16 * 1024 * 1024,
+        ge=1,
+        description="Largest result of a LangGraph call and largest JSON rendering of a value, in bytes.",
+    )
+    call_timeout: float = Field(
+        default=600.0, gt=0, description="Longest LangGraph call, in seconds."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=("localhost", "127.0.0.1", "[::1]"),
+        description="Host names under which a browser may use the service; `*` allows any. Requests "
+        "with another `Host`, or from a page of another site, are refused.",
+    )
+    ingress_replicas: int = Field(
+        default=1, ge=1, description="How many processes answer HTTP requests."
+    )
+    metrics_enabled: bool = Field(default=True, description="Whether metrics are collected.")
+    metrics_exporter: str = Field(
+        default="prometheus",
+        description="`prometheus` (at /metrics), `otlp` (gRPC), `otlp_http` or `console`.",
+    )
+    metrics_endpoint: str | None = Field(
+        default=None, description="Where `otlp` and `otlp_http` send metrics, as a URL."
+    )
+
+    @classmethod
+    def load(
+        cls, given: Mapping[str, object] | None = None, environ: Mapping[str, str] = os.environ
+    ) -> Self:
+        """Settings from `given`, then from the environment, then the defaults.
+
+        Raises:
+            pydantic.ValidationError: an unknown name or a value that does not fit.
+        """
+        values: dict[str, object] = {
+            name: environ[_PREFIX + name.upper()]
+            for name in cls.model_fields
+            if _PREFIX + name.upper() in environ
+        }
+        return cls.model_validate(values | dict(given or {}))
+
+    @property
+    def resolved_store_url(self) -> str:
+        """The database's URL with its default filled in."""
+        if self.store_url is not None:
+            return self.store_url
+        return f"sqlite:///{self._folder() / 'lattice.db'}"
+
+    @property
+    def resolved_storage_url(self) -> str:
+        """The storage URL of large values with its default filled in."""
+        return self.storage_url or (self._folder() / "values").as_uri()
+
+    def _folder(self) -> Path:
+        return self.data_dir.expanduser().absolute()

@@ -1,0 +1,281 @@
+"""A task of a workflow: its code by digest, its parameters and what it needs to run.
+
+All values are frozen. Each class reads its wire form with `parse` and writes it with `document`; a
+refusal names the field, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from lattice.errors import InvalidRequestError
+from lattice.ids import Digest, TaskId
+from lattice.workflow import checks
+from lattice.workflow.bindings import (
+    Input,
+    Output,
+    inputs_document,
+    outputs_document,
+    parse_inputs,
+    parse_outputs,
+)
+
+
+class TaskKind(StrEnum):
+    """How a task is used: as a node of a workflow's runs, or called by itself with any arguments."""
+
+    CODE = "code"
+    LANGGRAPH = "langgraph"
+
+
+class CodeForm(StrEnum):
+    """What the bytes of a code are."""
+
+    PICKLE = "pickle"
+    SOURCE = "source"
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A task's code, by the digest of its bytes. `name` picks the function out of source."""
+
+    digest: Digest
+    form: CodeForm
+    name: str
+
+
+def _exact(value: float) -> int | float:
+    return int(value) if value.is_integer() else value
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one call of a task occupies: CPUs, GPUs, and MiB of main and GPU memory.
+
+    CPUs and GPUs may be fractions; above one, GPUs are whole (the engine's rule).
+    """
+
+    cpu: float = 1.0
+    cpu_mem: float = 0.0
+    gpu: float = 0.0
+    gpu_mem: float = 0.0
+
+    @classmethod
+    def parse(cls, document: object, field: str = "resources") -> Resources:
+        """Reads `{"cpu", "cpu_mem", "gpu", "gpu_mem"}`, all optional. Raises InvalidRequestError."""
+        if document is None:
+            return cls()
+        given = checks.mapping(document, field)
+        checks.known_keys(given, field, ("cpu", "cpu_mem", "gpu", "gpu_mem"))
+        found = {
+            key: checks.number(value, f"{field}.{key}", maximum=1e9) for key, value in given.items()
+        }
+        resources = cls(**found)
+        if resources.gpu > 1 and not resources.gpu.is_integer():
+            raise InvalidRequestError(
+                f"{field}.gpu", checks.shown(given["gpu"]), "above 1 only whole GPUs are allowed"
+            )
+        return resources
+
+    def document(self) -> dict[str, object]:
+        """The wire form."""
+        return {
+            "cpu": _exact(self.cpu),
+            "cpu_mem": _exact(self.cpu_mem),
+            "gpu": _exact(self.gpu),
+            "gpu_mem": _exact(self.gpu_mem),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """Whether a task takes a list of calls at once; `batch_timeout` is in seconds."""
+
+    enabled: bool = False
+    batch_size: int = 1
+    batch_timeout: float = 0.0
+
+    @classmethod
+    def parse(cls, document: object, field: str = "batch_config") -> BatchPolicy:
+        """Reads `{"enabled", "batch_size", "batch_timeout"}`. Raises InvalidRequestError."""
+        if document is None:
+            return cls()
+        given = checks.mapping(document, field)
+        checks.known_keys(given, field, ("enabled", "batch_size", "batch_timeout"))
+        enabled = given.get("enabled", True)
+        if not isinstance(enabled, bool):
+            raise InvalidRequestError(
+                f"{field}.enabled", checks.shown(enabled), "true and false are allowed"
+            )
+        return cls(
+            enabled=enabled,
+            batch_size=checks.whole(
+                given.get("batch_size", 1), f"{field}.batch_size", minimum=1, maximum=100_000
+            ),
+            batch_timeout=checks.number(
+                given.get("batch_timeout", 0.0), f"{field}.batch_timeout", maximum=86_400
+            ),
+        )
+
+    def document(self) -> dict[str, object]:
+        """The wire form."""
+        return {
+            "enabled": self.enabled,
+            "batch_size": self.batch_size,
+            "batch_timeout": self.batch_timeout,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a task is tried when its own code fails; times are in seconds.
+
+    The wait before try n + 1 is `backoff * 2 ** (n - 1)`, at most `max_backoff`. The death of the
+    process or node that ran a task is counted apart, against `LOST_ATTEMPTS`.
+    """
+
+    max_attempts: int = 1
+    backoff: float = 1.0
+    max_backoff: float = 60.0
+
+    @classmethod
+    def parse(cls, document: object, field: str = "retry") -> RetryPolicy:
+        """Reads `{"max_attempts", "backoff", "max_backoff"}`. Raises InvalidRequestError."""
+        if document is None:
+            return cls()
+        given = checks.mapping(document, field)
+        checks.known_keys(given, field, ("max_attempts", "backoff", "max_backoff"))
+        return cls(
+            max_attempts=checks.whole(
+                given.get("max_attempts", 1), f"{field}.max_attempts", minimum=1, maximum=1000
+            ),
+            backoff=checks.number(given.get("backoff", 1.0), f"{field}.backoff", maximum=86_400),
+            max_backoff=checks.number(
+                given.get("max_backoff", 60.0), f"{field}.max_backoff", maximum=86_400
+            ),
+        )
+
+    def document(self) -> dict[str, object]:
+        """The wire form."""
+        return {
+            "max_attempts": self.max_attempts,
+            "backoff": self.backoff,
+            "max_backoff": self.max_backoff,
+        }
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after the given number of failures, at least one."""
+        return float(min(self.max_backoff, self.backoff * 2.0 ** min(failures - 1, 60)))
+
+
+#: Keys of a task's runtime environment that are handed to the engine.
+_RUNTIME_ENV_KEYS = ("env_vars", "pip")
+
+
+def _runtime_env(document: object, field: str) -> dict[str, object]:
+    """Reads `{"env_vars": {name: text}, "pip": [requirement]}`. Raises InvalidRequestError."""
+    if document is None:
+        return {}
+    given = checks.mapping(document, field)
+    checks.known_keys(given, field, _RUNTIME_ENV_KEYS)
+    result: dict[str, object] = {}
+    if "env_vars" in given:
+        variables = checks.mapping(given["env_vars"], f"{field}.env_vars")
+        for name, value in variables.items():
+            if not name or "=" in name or "\0" in name:
+                raise InvalidRequestError(
+                    f"{field}.env_vars", checks.shown(name), "a variable's name is allowed"
+                )
+            if not isinstance(value, str) or "\0" in value:
+                raise InvalidRequestError(
+                    f"{field}.env_vars.{name}", checks.shown(value), "a string is allowed"
+                )
+        result["env_vars"] = dict(variables)
+    if "pip" in given:
+        packages = given["pip"]
+        if not isinstance(packages, list) or not all(isinstance(item, str) for item in packages):
+            raise InvalidRequestError(
+                f"{field}.pip", checks.shown(packages), "a list of requirements is allowed"
+            )
+        result["pip"] = list(packages)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task of a workflow. Without `code` it is a draft that cannot run yet.
+
+    `timeout` is in seconds for each attempt; None sets no limit. `runtime_env` is handed to the engine.
+    """
+
+    task_id: TaskId
+    name: str
+    kind: TaskKind = TaskKind.CODE
+    code: Code | None = None
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    resources: Resources = Resources()
+    batch: BatchPolicy = BatchPolicy()
+    retry: RetryPolicy = RetryPolicy()
+    timeout: float | None = None
+    runtime_env: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def output_keys(self) -> tuple[str, ...]:
+        """The declared output keys, in order."""
+        return tuple(output.key for output in self.outputs)
+
+    def document(self) -> dict[str, object]:
+        """A JSON document from which `from_document` makes the same task."""
+        return {
+            "task_id": self.task_id,
+            "task_name": self.name,
+            "task_type": self.kind.value,
+            "code": self.code
+            and {
+                "digest": self.code.digest,
+                "form": self.code.form.value,
+                "name": self.code.name,
+            },
+            "task_input": inputs_document(self.inputs),
+            "task_output": outputs_document(self.outputs),
+            "resources": self.resources.document(),
+            "batch_config": self.batch.document(),
+            "retry": self.retry.document(),
+            "timeout": self.timeout,
+            "runtime_env": dict(self.runtime_env),
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, object]) -> Task:
+        """The task that `document` describes. Raises InvalidRequestError where it is malformed."""
+        code = None
+        if document.get("code") is not None:
+            stored = checks.mapping(document["code"], "code")
+            code = Code(
+                Digest(checks.text(stored.get("digest"), "code.digest")),
+                CodeForm(checks.text(stored.get("form"), "code.form")),
+                checks.text(stored.get("name"), "code.name"),
+            )
+        return cls(
+            task_id=TaskId(checks.text(document.get("task_id"), "task_id")),
+            name=checks.text(document.get("task_name"), "task_name"),
+            kind=TaskKind(checks.text(document.get("task_type", "code"), "task_type")),
+            code=code,
+            inputs=parse_inputs(document.get("task_input", {})),
+            outputs=parse_outputs(document.get("task_output", {})),
+            resources=Resources.parse(document.get("resources")),
+            batch=BatchPolicy.parse(document.get("batch_config")),
+            retry=RetryPolicy.parse(document.get("retry")),
+            timeout=parse_timeout(document.get("timeout")),
+            runtime_env=_runtime_env(document.get("runtime_env"), "runtime_env"),
+        )
+
+
+def parse_timeout(value: object) -> float | None:
+    """Reads a time-out in seconds, or None for no limit. Raises InvalidRequestError."""
+    return (
+        None if value is None else checks.number(value, "timeout", above=True, maximum=31_536_000)
+    )
