@@ -1,0 +1,1 @@
+"""Lattice as a Ray Serve application. `deployments.app:build` is what `serve run` calls."""

@@ -218,6 +218,9 @@ class Store(Protocol):
     def load_task_values(self, run_id: RunId, task_id: TaskId) -> dict[str, Value]:
         """Where the outputs of one task of a run are; empty if it has not finished."""
 
+    def load_task_result(self, run_id: RunId, task_id: TaskId) -> str | None:
+        """The JSON text of a task's `finish_task` message, found by an index; None if there is none."""
+
     def load_nodes(self) -> list[str]:
         """The registered nodes, as JSON texts, in the order in which they were first put."""
 
@@ -362,8 +365,8 @@ class Clock(Protocol):
     def now(self) -> float:
         """Seconds since the epoch."""
 
-    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
-        """Calls `callback` on the loop after `delay` seconds."""
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls `callback` on the loop after `delay` seconds; calling what it returns prevents that."""
 
 
 class IdSource(Protocol):
@@ -454,7 +457,7 @@ class OrchestratorService(Protocol):
 
     async def add_langgraph_task(
         self, workflow_id: WorkflowId, upload: TaskUpload, once: Once | None = None
-    ) -> None: ...
+    ) -> TaskId: ...
 
     async def run_langgraph_task(
         self, workflow_id: WorkflowId, task_id: TaskId, args: bytes, kwargs: bytes

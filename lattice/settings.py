@@ -1,17 +1,15 @@
 """Every setting of Lattice, as one frozen object.
 
-`serve run configs/lattice.yaml` makes it from the file's `args`; anything not given there may come from
+`serve run configs/lattice.yaml` makes it from the file's `args`; what is not given there may come from
 an environment variable `LATTICE_<NAME>`, which is read once, when the object is made.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _PREFIX = "LATTICE_"
 
@@ -71,21 +69,15 @@ class LatticeSettings(BaseModel):
         default=None, description="Where `otlp` and `otlp_http` send metrics, as a URL."
     )
 
+    @model_validator(mode="before")
     @classmethod
-    def load(
-        cls, given: Mapping[str, object] | None = None, environ: Mapping[str, str] = os.environ
-    ) -> Self:
-        """Settings from `given`, then from the environment, then the defaults.
-
-        Raises:
-            pydantic.ValidationError: an unknown name or a value that does not fit.
-        """
-        values: dict[str, object] = {
-            name: environ[_PREFIX + name.upper()]
-            for name in cls.model_fields
-            if _PREFIX + name.upper() in environ
-        }
-        return cls.model_validate(values | dict(given or {}))
+    def _fill_from_environment(cls, given: dict[str, object]) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, field in cls.model_fields.items():
+            text = os.environ.get(_PREFIX + name.upper())
+            if text is not None:
+                found[name] = text.split(",") if field.annotation == tuple[str, ...] else text
+        return found | given
 
     @property
     def resolved_store_url(self) -> str:

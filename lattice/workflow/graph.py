@@ -63,11 +63,16 @@ class Graph:
             upstream[target].append(source)
             downstream[source].append(target)
         order = _topological(upstream, downstream)
+        # Neighbours in topological order: the same graph is the same value however it was put together.
+        place = {task_id: number for number, task_id in enumerate(order)}
         return cls(
             workflow_id,
             {task_id: by_id[task_id] for task_id in order},
-            {task_id: tuple(found) for task_id, found in upstream.items()},
-            {task_id: tuple(found) for task_id, found in downstream.items()},
+            {task_id: tuple(sorted(upstream[task_id], key=place.__getitem__)) for task_id in order},
+            {
+                task_id: tuple(sorted(downstream[task_id], key=place.__getitem__))
+                for task_id in order
+            },
         )
 
     def bindings(self, task_id: TaskId) -> tuple[Binding, ...]:
@@ -97,7 +102,8 @@ class Graph:
         """The graph that `document` describes."""
         tasks = document["tasks"]
         edges = document["edges"]
-        assert isinstance(tasks, list) and isinstance(edges, list)
+        assert isinstance(tasks, list)
+        assert isinstance(edges, list)
         return cls.build(
             WorkflowId(str(document["workflow_id"])),
             [Task.from_document(task) for task in tasks],
@@ -293,6 +299,7 @@ class Workflow:
                     f"task {task.name!r} ({task.task_id}) without code",
                     "save it with code_str or code_ser first",
                 )
+        for task in tasks:
             for item in task.inputs:
                 if item.source is not None:
                     self._check_reference(task, item.key, item.source.task_id, complete=True)

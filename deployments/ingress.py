@@ -1,0 +1,143 @@
+"""The ingress as a Serve deployment: the FastAPI application, and the orchestrator behind a handle.
+
+Stateless: any number of replicas may run, and each may die at any moment.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import ray.exceptions
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from deployments.orchestrator import Refusal
+from lattice.api.server import create_app
+from lattice.errors import UnavailableError
+from lattice.ids import RunId, WorkflowId
+from lattice.ports import Once, OrchestratorService
+from lattice.settings import LatticeSettings
+
+#: How long a call may take beyond what it does by itself, in seconds: a restart of the orchestrator
+#: takes a few, during which calls wait.
+_CALL_SECONDS = 30.0
+
+#: What changes nothing, or the same when it is done twice, may be asked again after a crash.
+_REPEATABLE = frozenset(
+    (
+        "save_task",
+        "add_edge",
+        "workflow_tasks",
+        "list_runs",
+        "describe_run",
+        "cancel_run",
+        "task_result",
+        "value_json",
+        "value_pickle",
+        "connect_worker",
+        "disconnect_worker",
+        "workers",
+        "head_port",
+        "ready",
+    )
+)
+_ENGINE_ERRORS = (ray.exceptions.RayError, RayServeException)
+
+
+class RemoteOrchestrator:
+    """Implements `lattice.ports.OrchestratorService` by calls to the orchestrator's deployment."""
+
+    def __init__(self, handle: DeploymentHandle[Any], call_timeout: float) -> None:
+        self._handle = handle
+        self._call_timeout = call_timeout
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[object]]:
+        if method.startswith("_") or not hasattr(OrchestratorService, method):
+            raise AttributeError(method)
+
+        async def call(*args: object, **kwargs: object) -> object:
+            return await self._call(method, args, kwargs)
+
+        return call
+
+    async def _call(
+        self, method: str, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        seconds = _CALL_SECONDS
+        if method == "run_langgraph_task":
+            seconds += self._call_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    try:
+                        answer = await self._handle.call.remote(method, args, kwargs)
+                    except _ENGINE_ERRORS as error:
+                        keyed = any(isinstance(each, Once) for each in (*args, *kwargs.values()))
+                        if method not in _REPEATABLE and not keyed:
+                            raise _unavailable(error) from error
+                        # The handle's next call waits until there is an orchestrator.
+                        await asyncio.sleep(0.1)
+                    else:
+                        break
+        except TimeoutError:
+            raise UnavailableError(
+                f"the orchestrator has not answered within {seconds:g} s"
+            ) from None
+        if isinstance(answer, Refusal):
+            raise answer.error
+        return answer
+
+    async def follow(
+        self, run_id: RunId, workflow_id: WorkflowId | None, after: int
+    ) -> AsyncIterator[list[str]]:
+        """Messages of a run. Raises UnavailableError when the orchestrator dies; follow again then."""
+        stream = cast(
+            "DeploymentResponseGenerator[list[str] | Refusal]",
+            self._handle.options(stream=True).follow.remote(run_id, workflow_id, after),
+        )
+        try:
+            async for group in stream:
+                if isinstance(group, Refusal):
+                    raise group.error
+                yield group
+        except _ENGINE_ERRORS as error:
+            raise _unavailable(error) from error
+        finally:
+            # Dropping the stream would leave the generator running at the other end.
+            stream.cancel()  # type: ignore[no-untyped-call]  # Ray gives it no types
+
+
+def _unavailable(error: Exception) -> UnavailableError:
+    return UnavailableError(f"the orchestrator is restarting ({type(error).__name__})")
+
+
+class Ingress:
+    """Builds the FastAPI application on the replica, so that it need not be picklable."""
+
+    def __init__(self, settings: LatticeSettings, orchestrator: DeploymentHandle[Any]) -> None:
+        self._settings = settings
+        self._orchestrator = orchestrator
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        service = RemoteOrchestrator(self._orchestrator, self._settings.call_timeout)
+        app: FastAPI = create_app(
+            metrics_enabled=self._settings.metrics_enabled,
+            metrics_exporter=self._settings.metrics_exporter,
+            metrics_endpoint=self._settings.metrics_endpoint,
+            orchestrator=cast(OrchestratorService, service),
+            settings=self._settings,
+        )
+        return app
+
+
+IngressDeployment = serve.deployment(
+    name="ingress",
+    # Every open WebSocket holds a slot; beyond the bound, requests would hang without an answer.
+    max_ongoing_requests=10_000,
+    ray_actor_options={"num_cpus": 0},
+    health_check_period_s=1,
+    graceful_shutdown_wait_loop_s=0.2,
+    graceful_shutdown_timeout_s=10,
+)(serve.ingress()(Ingress))

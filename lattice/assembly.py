@@ -1,0 +1,72 @@
+"""The library's composition root: chooses the implementations and builds an orchestrator from settings.
+
+The other one is `deployments/app.py`, which chooses the Serve deployments around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+
+from lattice.execution.ray_tasks import RayTaskDispatcher, connect
+from lattice.execution.storage import FsspecStorage
+from lattice.observability.telemetry import NoTelemetry
+
+from lattice.orchestrator import Limits, Orchestrator
+from lattice.ports import Telemetry
+from lattice.settings import LatticeSettings
+from lattice.store import open_store
+
+
+class SystemClock:
+    """The machine's time, and timers of the running event loop."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls `callback` on the loop after `delay` seconds; calling what it returns prevents that."""
+        return asyncio.get_running_loop().call_later(delay, callback).cancel
+
+
+class RandomIds:
+    """Random UUIDs (RFC 9562, version 4)."""
+
+    def new_id(self) -> str:
+        """A new id."""
+        return str(uuid.uuid4())
+
+
+def build_orchestrator(
+    settings: LatticeSettings,
+    *,
+    ray_head_port: int | None = None,
+    telemetry: Telemetry | None = None,
+) -> Orchestrator:
+    """An orchestrator that runs tasks as Ray tasks, not started yet.
+
+    Ray is joined where this process has not done so: at `ray_head_port` of this machine if a head
+    listens there, else as a cluster of its own.
+
+    Raises:
+        StoreUnavailableError: the database cannot be opened.
+    """
+    if ray_head_port is not None:
+        connect(ray_head_port)
+    storage_url = settings.resolved_storage_url
+    return Orchestrator(
+        store=open_store(settings.resolved_store_url),
+        storage=FsspecStorage(storage_url),
+        dispatcher=RayTaskDispatcher(storage_url, settings.inline_value_bytes),
+        clock=SystemClock(),
+        ids=RandomIds(),
+        telemetry=telemetry or NoTelemetry(),
+        limits=Limits(
+            max_tasks_per_workflow=settings.max_tasks_per_workflow,
+            max_result_bytes=settings.max_result_bytes,
+            call_timeout=settings.call_timeout,
+        ),
+    )

@@ -1,0 +1,199 @@
+"""The workflows: read from the store when they are needed, edited in memory, written as small changes.
+
+Every edit returns the writes that make it durable; whoever calls appends them to the journal before
+the next await, so that writes and edits have one order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from lattice.errors import InvalidRequestError, TooLargeError, WorkflowNotFoundError
+from lattice.ids import Digest, TaskId, WorkflowId
+from lattice.orchestrator.journal import Journal
+from lattice.ports import (
+    Clock,
+    CodeUpload,
+    DeleteEdge,
+    DeleteTask,
+    IdSource,
+    PutBlob,
+    PutEdge,
+    PutTask,
+    PutWorkflow,
+    Store,
+    TaskUpload,
+    Write,
+)
+from lattice.workflow import checks
+from lattice.workflow.graph import Workflow
+from lattice.workflow.task import Code, CodeForm, Task, TaskKind
+
+#: How many workflows are kept in memory; the others are read again when they are needed.
+_KEPT = 1_000
+
+
+class Catalogue:
+    """Workflows by id."""
+
+    def __init__(
+        self, store: Store, journal: Journal, clock: Clock, ids: IdSource, max_tasks: int
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._clock = clock
+        self._ids = ids
+        self._max_tasks = max_tasks
+        self._workflows: OrderedDict[WorkflowId, Workflow] = OrderedDict()
+
+    async def workflow(self, workflow_id: WorkflowId) -> Workflow:
+        """Raises WorkflowNotFoundError."""
+        if workflow_id not in self._workflows:
+            # What was evicted may have writes that are not durable yet.
+            await self._journal.barrier()
+            record = await asyncio.to_thread(self._store.load_workflow, workflow_id)
+            if record is None:
+                raise WorkflowNotFoundError(workflow_id)
+            if workflow_id not in self._workflows:
+                tasks = [Task.from_document(json.loads(text)) for text in record.tasks]
+                self.keep(Workflow(workflow_id, tasks, record.edges))
+        self._workflows.move_to_end(workflow_id)
+        return self._workflows[workflow_id]
+
+    def create(self) -> tuple[Workflow, list[Write]]:
+        """A new workflow without tasks."""
+        workflow = Workflow(WorkflowId(self._ids.new_id()))
+        self.keep(workflow)
+        return workflow, [PutWorkflow(workflow.workflow_id, self._clock.now())]
+
+    def add_task(
+        self, workflow: Workflow, task_id: TaskId, name: str, kind: TaskKind
+    ) -> list[Write]:
+        """Adds a task without code. Raises InvalidRequestError and TooLargeError."""
+        self._check_count(len(workflow.tasks) + 1)
+        task = Task(task_id, checks.text(name, "task_name"), kind)
+        workflow.add_task(task)
+        return [_put(workflow, task)]
+
+    def save_task(self, workflow: Workflow, upload: TaskUpload, *, add_edges: bool) -> list[Write]:
+        """Saves what a user sent in a task.
+
+        Code that is not sent stays as it was; all else is replaced.
+
+        Raises:
+            TaskNotFoundError, InvalidRequestError, CycleError: nothing was changed.
+        """
+        old = workflow.task(upload.task_id)
+        name = old.name if upload.name is None else upload.name
+        code = old.code
+        writes: list[Write] = []
+        if upload.code is not None:
+            code, blob = _code(upload.code, name)
+            writes.append(blob)
+        task = _task(upload.definition, old.task_id, name, old.kind, code)
+        added = workflow.save_task(task, add_edges=add_edges)
+        writes.append(_put(workflow, task))
+        writes += [PutEdge(workflow.workflow_id, source, target) for source, target in added]
+        return writes
+
+    def add_saved_task(self, workflow: Workflow, upload: TaskUpload, kind: TaskKind) -> list[Write]:
+        """Adds a task with all that it needs at once. Raises InvalidRequestError and TooLargeError."""
+        assert upload.name is not None
+        assert upload.code is not None
+        code, blob = _code(upload.code, upload.name)
+        task = _task(upload.definition, upload.task_id, upload.name, kind, code)
+        self._check_count(len(workflow.tasks) + 1)
+        workflow.add_task(task)
+        return [blob, _put(workflow, task)]
+
+    def add_edge(self, workflow: Workflow, source: TaskId, target: TaskId) -> list[Write]:
+        """Raises TaskNotFoundError, InvalidRequestError and CycleError."""
+        if workflow.add_edge(source, target):
+            return [PutEdge(workflow.workflow_id, source, target)]
+        return []
+
+    def del_edge(self, workflow: Workflow, source: TaskId, target: TaskId) -> list[Write]:
+        """Raises TaskNotFoundError and EdgeNotFoundError."""
+        if workflow.del_edge(source, target):
+            return [DeleteEdge(workflow.workflow_id, source, target)]
+        return []
+
+    def del_task(self, workflow: Workflow, task_id: TaskId) -> list[Write]:
+        """Raises TaskNotFoundError."""
+        workflow.del_task(task_id)
+        return [DeleteTask(workflow.workflow_id, task_id)]
+
+    def submit(
+        self, uploads: Sequence[TaskUpload], edges: Sequence[tuple[TaskId, TaskId]]
+    ) -> tuple[Workflow, list[Write]]:
+        """A new workflow with all its tasks and edges.
+
+        Raises:
+            InvalidRequestError, CycleError, TooLargeError, TaskNotFoundError: nothing was made.
+        """
+        self._check_count(len(uploads))
+        workflow = Workflow(WorkflowId(self._ids.new_id()))
+        writes: list[Write] = [PutWorkflow(workflow.workflow_id, self._clock.now())]
+        saved: dict[TaskId, Task] = {}
+        blobs: dict[Digest, PutBlob] = {}
+        for upload in uploads:
+            if upload.name is None or upload.code is None:
+                raise InvalidRequestError(
+                    f"tasks.{upload.task_id}",
+                    "no code" if upload.name else "no task_name",
+                    "a submitted task needs a task_name and code_str or code_ser",
+                )
+            code, blob = _code(upload.code, upload.name)
+            task = _task(upload.definition, upload.task_id, upload.name, TaskKind.CODE, code)
+            # All tasks are there, with their outputs, before the first reference is checked.
+            workflow.add_task(Task(task.task_id, task.name, code=code, outputs=task.outputs))
+            saved[task.task_id] = task
+            blobs[blob.digest] = blob
+            writes.append(_put(workflow, task))
+        writes += blobs.values()
+        for task in saved.values():
+            workflow.save_task(task, add_edges=False)
+        for source, target in edges:
+            if workflow.add_edge(source, target):
+                writes.append(PutEdge(workflow.workflow_id, source, target))
+        workflow.graph()
+        return workflow, writes
+
+    def _check_count(self, count: int) -> None:
+        if count > self._max_tasks:
+            raise TooLargeError("max_tasks_per_workflow", count, self._max_tasks, "tasks")
+
+    def keep(self, workflow: Workflow) -> None:
+        """Takes a workflow into memory, where its writes are about to be appended."""
+        self._workflows[workflow.workflow_id] = workflow
+        while len(self._workflows) > _KEPT:
+            self._workflows.popitem(last=False)
+
+
+def _code(upload: CodeUpload, name: str) -> tuple[Code, PutBlob]:
+    if not upload.data:
+        field = "code_str" if upload.form is CodeForm.SOURCE else "code_ser"
+        raise InvalidRequestError(field, "nothing", "the code of a function or class is needed")
+    digest = Digest(hashlib.sha256(upload.data).hexdigest())
+    return Code(digest, upload.form, name), PutBlob(digest, upload.data)
+
+
+def _task(
+    definition: Mapping[str, object], task_id: TaskId, name: str, kind: TaskKind, code: Code | None
+) -> Task:
+    document = {
+        **definition,
+        "task_id": task_id,
+        "task_name": name,
+        "task_type": kind.value,
+        "code": code and {"digest": code.digest, "form": code.form.value, "name": code.name},
+    }
+    return Task.from_document(document)
+
+
+def _put(workflow: Workflow, task: Task) -> PutTask:
+    return PutTask(workflow.workflow_id, task.task_id, json.dumps(task.document()))

@@ -1,0 +1,86 @@
+"""What subscribers of runs get: every message once, in order, however early or late they come.
+
+A subscriber pulls at its own pace: from the recent messages of a live run, which are bounded, else from
+the store. So a slow one holds up nothing, and one that leaves leaves nothing behind. Only messages
+that the store has committed are in the feed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+from lattice.ids import RunId
+from lattice.ports import Store
+
+#: How much of a live run is kept for subscribers that are nearly up to date; others read the store.
+_RECENT_MESSAGES = 1_000
+_RECENT_BYTES = 1024 * 1024
+#: Most messages in one group, so that a long log is not in memory at once.
+_GROUP = 500
+
+
+class _Live:
+    """The recent messages of a run that has not ended. `seq` is that of the last one."""
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        self.recent: deque[str] = deque()
+        self.size = 0
+        self.changed = asyncio.Event()
+
+    def append(self, texts: list[str]) -> None:
+        self.recent.extend(texts)
+        self.seq += len(texts)
+        self.size += sum(map(len, texts))
+        while len(self.recent) > _RECENT_MESSAGES or (self.size > _RECENT_BYTES and self.recent):
+            self.size -= len(self.recent.popleft())
+        self.wake()
+
+    def after(self, seq: int) -> list[str] | None:
+        """Messages after `seq`, or None if some of them are no longer kept."""
+        count = self.seq - seq
+        if count > len(self.recent):
+            return None
+        start = len(self.recent) - count
+        return [self.recent[at] for at in range(start, min(start + _GROUP, len(self.recent)))]
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Feed:
+    """The messages of all runs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._live: dict[RunId, _Live] = {}
+
+    def open(self, run_id: RunId, seq: int) -> None:
+        """A run goes live; `seq` is that of its last stored message, 0 if there is none."""
+        self._live[run_id] = _Live(seq)
+
+    def publish(self, run_id: RunId, texts: list[str]) -> None:
+        """The next messages of a live run, as JSON texts, have become durable."""
+        self._live[run_id].append(texts)
+
+    def close(self, run_id: RunId) -> None:
+        """The run's last message has been published; the rest is the store's."""
+        self._live.pop(run_id).wake()
+
+    async def follow(self, run_id: RunId, after: int) -> AsyncIterator[list[str]]:
+        """Messages after `after`, in groups, until the run's last. The run exists."""
+        while True:
+            live = self._live.get(run_id)
+            if live is not None and after >= live.seq:
+                await live.changed.wait()
+                continue
+            group = live.after(after) if live is not None else None
+            if group is None:
+                group = await asyncio.to_thread(self._store.load_messages, run_id, after, _GROUP)
+            if not group:
+                return
+            yield group
+            after += len(group)

@@ -1,0 +1,169 @@
+"""The worker nodes that users registered, matched with the nodes that the engine has.
+
+A registered node need not be known to the engine yet: it waits until the engine reports a node with its
+id or, failing that, its address. A disconnected node keeps what runs on it and gets nothing new.
+Nodes of the engine that nobody registered may be used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lattice.errors import InvalidRequestError, WorkerNotFoundError
+from lattice.ids import NodeId
+from lattice.ports import EngineNode, PutNode
+from lattice.workflow import checks
+from lattice.workflow.placement import Capacity
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    node_id: NodeId
+    node_ip: str
+    resources: Mapping[str, object]
+    connected: bool
+
+    def write(self) -> PutNode:
+        document = {
+            "node_id": self.node_id,
+            "node_ip": self.node_ip,
+            "resources": self.resources,
+            "connected": self.connected,
+        }
+        return PutNode(self.node_id, json.dumps(document))
+
+
+class NodeRegistry:
+    """Registered nodes by id."""
+
+    def __init__(self, documents: Iterable[str] = ()) -> None:
+        self._nodes: dict[NodeId, _Node] = {}
+        self._engine: list[EngineNode] = []
+        #: Registered ids by the engine's ids, as of the last `refresh`.
+        self._names: dict[NodeId, NodeId] = {}
+        #: Engine ids of nodes that get nothing new, as of the last `refresh`.
+        self.excluded: frozenset[NodeId] = frozenset()
+        for text in documents:
+            node = _Node(**json.loads(text))
+            self._nodes[node.node_id] = node
+
+    def connect(self, node_id: NodeId, node_ip: str, resources: Mapping[str, object]) -> PutNode:
+        """Registers a node, or changes or reconnects one. Raises InvalidRequestError."""
+        _check_resources(resources)
+        node = _Node(node_id, node_ip, resources, connected=True)
+        self._nodes[node_id] = node
+        self._match()
+        return node.write()
+
+    def disconnect(self, node_id: NodeId) -> PutNode:
+        """Places nothing new on a node. Raises WorkerNotFoundError."""
+        if node_id not in self._nodes:
+            raise WorkerNotFoundError(node_id)
+        old = self._nodes[node_id]
+        node = _Node(node_id, old.node_ip, old.resources, connected=False)
+        self._nodes[node_id] = node
+        self._match()
+        return node.write()
+
+    def refresh(self, engine: list[EngineNode]) -> None:
+        """Takes note of the nodes that the engine has now."""
+        self._engine = engine
+        self._match()
+
+    def capacities(self) -> list[Capacity]:
+        """What the nodes have on which something new may be placed."""
+        return [
+            Capacity(node.cpu, node.gpu, node.memory)
+            for node in self._engine
+            if node.node_id not in self.excluded
+        ]
+
+    def gpu_memories(self) -> list[float]:
+        """The memory, in MiB, of each GPU of the connected nodes."""
+        return [
+            float(str(gpu["gpu_mem"]))
+            for node in self._nodes.values()
+            if node.connected
+            for gpu in _gpus(node.resources)
+            if "gpu_mem" in gpu
+        ]
+
+    def name(self, engine_id: NodeId) -> NodeId:
+        """The id under which a node of the engine was registered, else its own."""
+        return self._names.get(engine_id, engine_id)
+
+    def describe(self) -> list[dict[str, object]]:
+        """Registered nodes, then nodes of the engine that nobody registered."""
+        engine_ids = {name: engine_id for engine_id, name in self._names.items()}
+        found: list[dict[str, object]] = []
+        for node in self._nodes.values():
+            engine_id = engine_ids.get(node.node_id)
+            status = "active" if engine_id else "waiting"
+            found.append(
+                {
+                    "node_id": node.node_id,
+                    "node_ip": node.node_ip,
+                    "status": status if node.connected else "disconnected",
+                    "engine_node_id": engine_id,
+                    "resources": dict(node.resources),
+                }
+            )
+        for engine_node in self._engine:
+            if engine_node.node_id not in self._names:
+                found.append(
+                    {
+                        "node_id": engine_node.node_id,
+                        "node_ip": engine_node.node_ip,
+                        "status": "unregistered",
+                        "engine_node_id": engine_node.node_id,
+                        "resources": {
+                            "cpu": engine_node.cpu,
+                            "cpu_mem": engine_node.memory,
+                            "gpu": engine_node.gpu,
+                        },
+                    }
+                )
+        return found
+
+    def _match(self) -> None:
+        names = {node.node_id: node.node_id for node in self._engine if node.node_id in self._nodes}
+        taken = set(names.values())
+        for registered in self._nodes.values():
+            if registered.node_id in taken:
+                continue
+            for node in self._engine:
+                if node.node_ip == registered.node_ip and node.node_id not in names:
+                    names[node.node_id] = registered.node_id
+                    break
+        self._names = names
+        self.excluded = frozenset(
+            engine_id for engine_id, name in names.items() if not self._nodes[name].connected
+        )
+
+
+def _check_resources(resources: Mapping[str, object]) -> None:
+    checks.known_keys(resources, "resources", ("cpu", "cpu_mem", "gpu_resource"))
+    for key in ("cpu", "cpu_mem"):
+        if key in resources:
+            checks.number(resources[key], f"resources.{key}", maximum=1e9)
+    field = "resources.gpu_resource"
+    gpus = checks.mapping(resources.get("gpu_resource", {}), field)
+    for index, gpu in gpus.items():
+        given = checks.mapping(gpu, f"{field}.{index}")
+        checks.known_keys(given, f"{field}.{index}", ("gpu_id", "gpu_mem", "gpu_num"))
+        for key in ("gpu_mem", "gpu_num"):
+            if key in given:
+                checks.number(given[key], f"{field}.{index}.{key}", maximum=1e9)
+        gpu_id = given.get("gpu_id")
+        if gpu_id is not None and (isinstance(gpu_id, bool) or not isinstance(gpu_id, int | str)):
+            raise InvalidRequestError(
+                f"{field}.{index}.gpu_id", checks.shown(gpu_id), "a number or text is allowed"
+            )
+
+
+def _gpus(resources: Mapping[str, object]) -> list[Mapping[str, object]]:
+    gpus = resources.get("gpu_resource", {})
+    assert isinstance(gpus, Mapping)
+    return list(gpus.values())

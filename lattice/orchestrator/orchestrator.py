@@ -1,0 +1,524 @@
+"""The orchestrator: owns workflows and runs, and answers the API.
+
+It puts the parts together and keeps their order: a request is checked, becomes writes, is made durable
+by the journal, and only then is answered. What each part does is said in its own module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lattice.errors import (
+    InvalidRequestError,
+    LatticeError,
+    OrchestratorNotInitializedError,
+    ResultNotFoundError,
+    RunNotFoundError,
+    UserCodeError,
+)
+from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
+from lattice.orchestrator.catalogue import Catalogue
+from lattice.orchestrator.feed import Feed
+from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.nodes import NodeRegistry
+from lattice.orchestrator.recovery import rebuild
+from lattice.orchestrator.replies import Effect, Replies
+from lattice.orchestrator.runs import Runs, describe
+from lattice.ports import (
+    Call,
+    CallResult,
+    Clock,
+    Dispatcher,
+    IdSource,
+    Once,
+    PutBlob,
+    PutRun,
+    RunRecord,
+    Store,
+    TaskUpload,
+    Telemetry,
+    ValueStorage,
+    Write,
+)
+from lattice.workflow import checks
+from lattice.workflow.events import Value
+from lattice.workflow.graph import Workflow
+from lattice.workflow.messages import iso_time
+from lattice.workflow.placement import check as check_placement
+from lattice.workflow.placement import gpu_share
+from lattice.workflow.run import Run, RunStatus
+from lattice.workflow.task import Resources, TaskKind
+
+_log = logging.getLogger(__name__)
+
+#: The list of the engine's nodes is asked for again after this many seconds.
+_NODES_FRESH = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what is accepted: tasks, bytes of a rendered result, seconds of a call."""
+
+    max_tasks_per_workflow: int
+    max_result_bytes: int
+    call_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What exists between `start_monitor` and `close`."""
+
+    journal: Journal
+    feed: Feed
+    nodes: NodeRegistry
+    catalogue: Catalogue
+    replies: Replies
+    runs: Runs
+
+
+class Orchestrator:
+    """Implements `lattice.ports.OrchestratorService` in this process."""
+
+    def __init__(
+        self,
+        store: Store,
+        storage: ValueStorage,
+        dispatcher: Dispatcher,
+        clock: Clock,
+        ids: IdSource,
+        telemetry: Telemetry,
+        limits: Limits,
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._ids = ids
+        self._telemetry = telemetry
+        self._limits = limits
+        self._lease: int | None = None
+        self._started: _Parts | None = None
+        self._closed = False
+        self._nodes_at = float("-inf")
+
+    # -- life cycle --------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """Takes charge of the store: from now on, a former orchestrator's commits are refused."""
+        if self._lease is None:
+            self._lease = self._store.acquire_lease()
+
+    async def start_monitor(self) -> None:
+        """Listens to the engine and goes on with every run that had not ended."""
+        if self._started is not None:
+            return
+        self.initialize()
+        assert self._lease is not None
+        journal = Journal(self._store, self._lease, self._clock, self._telemetry)
+        feed = Feed(self._store)
+        nodes = NodeRegistry(await asyncio.to_thread(self._store.load_nodes))
+        runs = Runs(journal, feed, self._dispatcher, nodes, self._clock, self._telemetry)
+        await self._dispatcher.start(runs.report, self._load_code)
+        nodes.refresh(await self._dispatcher.nodes())
+        records = await asyncio.to_thread(self._store.unfinished_runs)
+        for record in records:
+            run = await asyncio.to_thread(rebuild, self._store, record, with_values=True)
+            runs.resume(run, record.created)
+        if records:
+            _log.info("went on with %d unfinished runs", len(records))
+        self._started = _Parts(
+            journal,
+            feed,
+            nodes,
+            Catalogue(
+                self._store,
+                journal,
+                self._clock,
+                self._ids,
+                self._limits.max_tasks_per_workflow,
+            ),
+            Replies(self._store, journal, self._clock),
+            runs,
+        )
+
+    async def close(self) -> None:
+        """Stops: what runs is cancelled and will be run again by the next orchestrator."""
+        if self._closed:
+            return
+        self._closed = True
+        started, self._started = self._started, None
+        await self._dispatcher.close()
+        if started is not None:
+            await started.journal.close()
+        await asyncio.to_thread(self._store.close)
+
+    def cleanup(self) -> None:
+        """Lets go of the store where `close` could not be awaited. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._started = None
+            self._store.close()
+
+    async def ready(self) -> None:
+        """Raises UnavailableError unless requests can be answered and made durable."""
+        failure = self._parts.journal.failure
+        if failure is not None:
+            raise failure
+
+    # -- workflows ---------------------------------------------------------------------------
+
+    async def create_workflow(self, once: Once | None = None) -> WorkflowId:
+        """A new workflow without tasks."""
+        parts = self._parts
+
+        async def prepare() -> Effect:
+            workflow, writes = parts.catalogue.create()
+            return Effect({"workflow_id": workflow.workflow_id}, writes)
+
+        return WorkflowId((await parts.replies.perform(once, prepare))["workflow_id"])
+
+    async def add_task(
+        self, workflow_id: WorkflowId, task_type: str, name: str, once: Once | None = None
+    ) -> TaskId:
+        """A new task of type `code`, without code yet.
+
+        Raises:
+            InvalidRequestError: another type.
+        """
+        if task_type != TaskKind.CODE:
+            raise InvalidRequestError(
+                "task_type",
+                checks.shown(task_type),
+                "'code' is allowed; tasks of type 'langgraph' are added by /add_langgraph_task",
+            )
+        parts = self._parts
+
+        async def prepare() -> Effect:
+            workflow = await parts.catalogue.workflow(workflow_id)
+            task_id = TaskId(self._ids.new_id())
+            writes = parts.catalogue.add_task(workflow, task_id, name, TaskKind.CODE)
+            return Effect({"task_id": task_id}, writes)
+
+        return TaskId((await parts.replies.perform(once, prepare))["task_id"])
+
+    async def save_task(
+        self, workflow_id: WorkflowId, upload: TaskUpload, *, add_edges: bool
+    ) -> None:
+        """Saves a task's code, parameters and needs; `add_edges` makes references explicit edges."""
+        parts = self._parts
+        workflow = await parts.catalogue.workflow(workflow_id)
+        if workflow.task(upload.task_id).kind is not TaskKind.CODE:
+            raise InvalidRequestError(
+                "task_id",
+                f"the langgraph task {upload.task_id}",
+                "only tasks of type 'code' are saved; add a langgraph task anew to change it",
+            )
+        await parts.journal.append(parts.catalogue.save_task(workflow, upload, add_edges=add_edges))
+
+    async def add_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None:
+        """Adds an explicit edge; one that is there stays."""
+        parts = self._parts
+        workflow = await parts.catalogue.workflow(workflow_id)
+        await parts.journal.append(parts.catalogue.add_edge(workflow, source, target))
+
+    async def del_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None:
+        """Removes an explicit edge; the order that a reference implies stays."""
+        parts = self._parts
+        workflow = await parts.catalogue.workflow(workflow_id)
+        await parts.journal.append(parts.catalogue.del_edge(workflow, source, target))
+
+    async def del_task(self, workflow_id: WorkflowId, task_id: TaskId) -> None:
+        """Removes a task with its explicit edges."""
+        parts = self._parts
+        workflow = await parts.catalogue.workflow(workflow_id)
+        await parts.journal.append(parts.catalogue.del_task(workflow, task_id))
+
+    async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]:
+        """The tasks in the order in which they were added, all values as text."""
+        workflow = await self._parts.catalogue.workflow(workflow_id)
+        await self._parts.journal.barrier()
+        return [
+            {
+                "id": task.task_id,
+                "name": task.name,
+                "type": task.kind.value,
+                "saved": "true" if task.code else "false",
+            }
+            for task in workflow.tasks
+        ]
+
+    # -- runs --------------------------------------------------------------------------------
+
+    async def run_workflow(self, workflow_id: WorkflowId, once: Once | None = None) -> RunId:
+        """Starts a run of the workflow as it is now.
+
+        Raises:
+            InvalidRequestError: it cannot run as it is, or no node can hold one of its tasks.
+        """
+        parts = self._parts
+
+        async def prepare() -> Effect:
+            await self._refresh_nodes()
+            return self._start(await parts.catalogue.workflow(workflow_id), [])
+
+        return RunId((await parts.replies.perform(once, prepare))["run_id"])
+
+    async def submit_workflow(
+        self,
+        tasks: Sequence[TaskUpload],
+        edges: Sequence[tuple[TaskId, TaskId]],
+        once: Once | None = None,
+    ) -> tuple[WorkflowId, RunId]:
+        """Makes a whole workflow and starts a run of it, or does nothing."""
+        parts = self._parts
+
+        async def prepare() -> Effect:
+            await self._refresh_nodes()
+            workflow, writes = parts.catalogue.submit(tasks, edges)
+            effect = self._start(workflow, writes)
+            parts.catalogue.keep(workflow)
+            return effect
+
+        reply = await parts.replies.perform(once, prepare)
+        return WorkflowId(reply["workflow_id"]), RunId(reply["run_id"])
+
+    def _start(self, workflow: Workflow, writes: Sequence[Write]) -> Effect:
+        parts = self._parts
+        graph = workflow.graph()
+        checked: set[Resources] = set()
+        for task in graph.tasks.values():
+            if task.resources not in checked:
+                self._check_placement(task.resources, f"task {task.name!r}")
+                checked.add(task.resources)
+        # Sorted, as the digest is to be that of the graph, not of the order of its keys.
+        text = json.dumps(graph.document(), separators=(",", ":"), sort_keys=True).encode()
+        digest = Digest(hashlib.sha256(text).hexdigest())
+        run_id = RunId(self._ids.new_id())
+        created = self._clock.now()
+        run = Run(run_id, graph)
+        return Effect(
+            {"workflow_id": workflow.workflow_id, "run_id": run_id},
+            [
+                *writes,
+                PutBlob(digest, text),
+                PutRun(run_id, workflow.workflow_id, digest, created),
+            ],
+            lambda: parts.runs.begin(run, created),
+        )
+
+    async def list_runs(
+        self,
+        limit: int,
+        workflow_id: WorkflowId | None = None,
+        status: str | None = None,
+        before: RunId | None = None,
+    ) -> list[dict[str, object]]:
+        """Runs, newest first; `before` continues a list after its last run."""
+        await self._parts.journal.barrier()
+        if before is not None:
+            await self._record(before)
+        records = await asyncio.to_thread(
+            self._store.list_runs, limit, workflow_id=workflow_id, status=status, before=before
+        )
+        return [_summary(record) for record in records]
+
+    async def describe_run(self, run_id: RunId) -> dict[str, object]:
+        """A run and how far each of its tasks is. Raises RunNotFoundError."""
+        await self._parts.journal.barrier()
+        record = await self._record(run_id)
+        run = self._parts.runs.live(run_id)
+        if run is None:
+            run = await asyncio.to_thread(rebuild, self._store, record, with_values=False)
+        return _summary(record) | {"last_seq": run.last_seq, "tasks": describe(run)}
+
+    async def cancel_run(self, run_id: RunId) -> str:
+        """Ends a run; its status, which is as it was for a run that had ended."""
+        parts = self._parts
+        await parts.journal.barrier()
+        await self._record(run_id)
+        parts.runs.cancel(run_id)
+        await parts.journal.barrier()
+        return (await self._record(run_id)).status
+
+    async def follow(
+        self, run_id: RunId, workflow_id: WorkflowId | None, after: int
+    ) -> AsyncIterator[list[str]]:
+        """Messages of a run after `after`, as JSON texts in groups, until the last.
+
+        Raises:
+            RunNotFoundError: there is no such run, or it is of another workflow.
+        """
+        parts = self._parts
+        if parts.runs.live(run_id) is None or workflow_id is not None:
+            await parts.journal.barrier()
+            record = await self._record(run_id)
+            if workflow_id not in (None, record.workflow_id):
+                raise RunNotFoundError(run_id, workflow_id)
+        async for group in parts.feed.follow(run_id, after):
+            yield group
+
+    async def task_result(self, run_id: RunId, task_id: TaskId) -> dict[str, object]:
+        """The summary of a finished task's outputs. Raises ResultNotFoundError."""
+        await self._parts.journal.barrier()
+        await self._record(run_id)
+        text = await asyncio.to_thread(self._store.load_task_result, run_id, task_id)
+        if text is None:
+            raise ResultNotFoundError(run_id, task_id, "it has not finished, or is not in this run")
+        result: dict[str, object] = json.loads(text)["data"]["result"]
+        return result
+
+    async def value_json(self, run_id: RunId, task_id: TaskId, key: str) -> bytes:
+        """The JSON text of one output. Raises ResultNotFoundError, or InvalidRequestError if it is none."""
+        value = await self._value(run_id, task_id, key)
+        return await self._dispatcher.render(value, self._limits.max_result_bytes)
+
+    async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str) -> bytes:
+        """The pickle of one output, as opaque bytes. Raises ResultNotFoundError."""
+        value = await self._value(run_id, task_id, key)
+        if value.inline is not None:
+            return value.inline
+        assert value.location is not None
+        try:
+            return await asyncio.to_thread(self._storage.read, value.location)
+        except FileNotFoundError:
+            raise ResultNotFoundError(
+                run_id, task_id, f"output {key!r} is no longer in storage"
+            ) from None
+
+    async def _value(self, run_id: RunId, task_id: TaskId, key: str) -> Value:
+        await self._parts.journal.barrier()
+        await self._record(run_id)
+        values = await asyncio.to_thread(self._store.load_task_values, run_id, task_id)
+        if key not in values:
+            found = ", ".join(values) or "nothing (yet)"
+            raise ResultNotFoundError(run_id, task_id, f"no output {key!r}; it returned {found}")
+        return values[key]
+
+    async def _record(self, run_id: RunId) -> RunRecord:
+        record = await asyncio.to_thread(self._store.load_run, run_id)
+        if record is None:
+            raise RunNotFoundError(run_id)
+        return record
+
+    # -- LangGraph ---------------------------------------------------------------------------
+
+    async def add_langgraph_task(
+        self, workflow_id: WorkflowId, upload: TaskUpload, once: Once | None = None
+    ) -> TaskId:
+        """A new task that is called by itself; the id is that of the upload. Returns the task's id.
+
+        With an idempotency key, that is the id which the first request gave.
+        """
+        parts = self._parts
+
+        async def prepare() -> Effect:
+            workflow = await parts.catalogue.workflow(workflow_id)
+            return Effect(
+                {"task_id": upload.task_id},
+                parts.catalogue.add_saved_task(workflow, upload, TaskKind.LANGGRAPH),
+            )
+
+        return TaskId((await parts.replies.perform(once, prepare))["task_id"])
+
+    async def run_langgraph_task(
+        self, workflow_id: WorkflowId, task_id: TaskId, args: bytes, kwargs: bytes
+    ) -> CallResult:
+        """Calls a LangGraph task with pickled arguments and waits for its result.
+
+        Raises:
+            UserCodeError: it raised, or ran for longer than `call_timeout`.
+            InvalidRequestError: it is not a LangGraph task, or no node can hold it.
+        """
+        parts = self._parts
+        task = (await parts.catalogue.workflow(workflow_id)).task(task_id)
+        if task.kind is not TaskKind.LANGGRAPH or task.code is None:
+            raise InvalidRequestError(
+                "task_id",
+                f"the task {task_id} of type {task.kind.value!r}",
+                "a task of type 'langgraph' is allowed; others run by /run_workflow",
+            )
+        await self._refresh_nodes()
+        self._check_placement(task.resources, f"task {task.name!r}")
+        call = Call(
+            name=task.name,
+            code=task.code,
+            args=args,
+            kwargs=kwargs,
+            resources=task.resources,
+            gpus=gpu_share(task.resources, parts.nodes.gpu_memories()) or 0.0,
+            runtime_env=task.runtime_env,
+            excluded=parts.nodes.excluded,
+        )
+        try:
+            async with asyncio.timeout(self._limits.call_timeout):
+                return await self._dispatcher.call(call)
+        except TimeoutError:
+            limit = f"the call ran for longer than call_timeout, {self._limits.call_timeout:g} s"
+            raise UserCodeError("TimeoutError", limit, "") from None
+
+    # -- workers -----------------------------------------------------------------------------
+
+    async def connect_worker(
+        self, node_id: NodeId, node_ip: str, resources: Mapping[str, object]
+    ) -> None:
+        """Registers a node, which may be one that the engine does not have yet."""
+        parts = self._parts
+        parts.nodes.refresh(await self._dispatcher.nodes())
+        await parts.journal.append([parts.nodes.connect(node_id, node_ip, resources)])
+
+    async def disconnect_worker(self, node_id: NodeId) -> None:
+        """Places nothing new on a node. Raises WorkerNotFoundError."""
+        parts = self._parts
+        parts.nodes.refresh(await self._dispatcher.nodes())
+        await parts.journal.append([parts.nodes.disconnect(node_id)])
+
+    async def workers(self) -> list[dict[str, object]]:
+        """Registered nodes and their status, and the engine's nodes that nobody registered."""
+        parts = self._parts
+        parts.nodes.refresh(await self._dispatcher.nodes())
+        await parts.journal.barrier()
+        return parts.nodes.describe()
+
+    async def head_port(self) -> int:
+        """The port under which other nodes join the engine."""
+        return await self._dispatcher.head_port()
+
+    # -- parts -------------------------------------------------------------------------------
+
+    @property
+    def _parts(self) -> _Parts:
+        if self._started is None:
+            raise OrchestratorNotInitializedError
+        return self._started
+
+    async def _refresh_nodes(self) -> None:
+        """Asks for the engine's nodes, unless that was done a moment ago."""
+        now = self._clock.now()
+        if now - self._nodes_at >= _NODES_FRESH:
+            self._nodes_at = now
+            self._parts.nodes.refresh(await self._dispatcher.nodes())
+
+    def _check_placement(self, resources: Resources, where: str) -> None:
+        nodes = self._parts.nodes
+        check_placement(resources, where, nodes.capacities(), nodes.gpu_memories())
+
+    def _load_code(self, digest: Digest) -> bytes:
+        data = self._store.load_blob(digest)
+        if data is None:
+            raise LatticeError(f"the code {digest} is missing from the store")
+        return data
+
+
+def _summary(record: RunRecord) -> dict[str, object]:
+    return {
+        "run_id": record.run_id,
+        "workflow_id": record.workflow_id,
+        "status": RunStatus(record.status).value,
+        "created": iso_time(record.created),
+        "finished": None if record.finished is None else iso_time(record.finished),
+    }

@@ -1,0 +1,98 @@
+"""Idempotency keys: a request that is sent again gets the answer that the first one got.
+
+The answer is committed together with what it answers, so there is no moment at which one is durable
+without the other. The same request sent again while the first is under way waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lattice.errors import ConflictError
+from lattice.orchestrator.journal import Journal
+from lattice.ports import Clock, Once, PutReply, Store, Write
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a request comes to: its answer, what is to be durable, and what to do right after.
+
+    `begin` is called once the writes are appended, not once they are durable.
+    """
+
+    reply: Mapping[str, str]
+    writes: Sequence[Write]
+    begin: Callable[[], None] | None = None
+
+
+class Replies:
+    """Carries out requests, each at most once for its idempotency key."""
+
+    def __init__(self, store: Store, journal: Journal, clock: Clock) -> None:
+        self._store = store
+        self._journal = journal
+        self._clock = clock
+        self._under_way: dict[str, tuple[str, asyncio.Future[Mapping[str, str]]]] = {}
+
+    async def perform(
+        self, once: Once | None, prepare: Callable[[], Awaitable[Effect]]
+    ) -> Mapping[str, str]:
+        """Prepares an effect, makes it durable and returns its answer.
+
+        `prepare` must not await between its last change in memory and its return.
+
+        Raises:
+            ConflictError: the key of `once` was used for another request.
+        """
+        if once is None:
+            return await self._perform(None, prepare)
+        while once.key in self._under_way:
+            fingerprint, future = self._under_way[once.key]
+            if fingerprint != once.fingerprint:
+                raise ConflictError(once.key)
+            await asyncio.wait([future])
+            if future.cancelled():
+                continue
+            return future.result()
+        future = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._under_way[once.key] = once.fingerprint, future
+        try:
+            reply = await self._stored(once) or await self._perform(once, prepare)
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        except Exception as error:
+            future.set_exception(error)
+            raise
+        else:
+            future.set_result(reply)
+            return reply
+        finally:
+            del self._under_way[once.key]
+
+    async def _stored(self, once: Once) -> Mapping[str, str] | None:
+        record = await asyncio.to_thread(self._store.load_reply, once.key)
+        if record is None:
+            return None
+        if record.fingerprint != once.fingerprint:
+            raise ConflictError(once.key)
+        reply: Mapping[str, str] = json.loads(record.document)
+        return reply
+
+    async def _perform(
+        self, once: Once | None, prepare: Callable[[], Awaitable[Effect]]
+    ) -> Mapping[str, str]:
+        effect = await prepare()
+        writes = list(effect.writes)
+        if once is not None:
+            document = json.dumps(effect.reply)
+            writes.append(PutReply(once.key, once.fingerprint, document, self._clock.now()))
+        durable = self._journal.append(writes)
+        if effect.begin is not None:
+            effect.begin()
+        await durable
+        return effect.reply

@@ -1,0 +1,228 @@
+"""The live runs: what happens goes into a run's machine, what it wants done is done.
+
+Each step appends what the machine told to the journal, and hands what is to run to the dispatcher
+without waiting for the commit: the log of a run is ordered, so a crash in between repeats work
+that nobody has seen finish, and nothing else. A run leaves memory when its last message is durable.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from lattice.errors import InvalidTransitionError
+from lattice.ids import RunId, TaskId
+from lattice.orchestrator.feed import Feed
+from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.nodes import NodeRegistry
+from lattice.ports import (
+    AppendMessage,
+    Argument,
+    Clock,
+    Dispatcher,
+    FinishRun,
+    Job,
+    Report,
+    Telemetry,
+    Write,
+)
+from lattice.workflow.commands import ArmTimer, Cancel, Execute, Finish, Publish, Release
+from lattice.workflow.events import (
+    CancelRequested,
+    Event,
+    Placement,
+    Recovered,
+    RunRequested,
+    TaskFailed,
+    TaskLost,
+    TaskSucceeded,
+    TimerFired,
+)
+from lattice.workflow.graph import Binding
+from lattice.workflow.placement import gpu_share
+from lattice.workflow.run import Run
+
+_log = logging.getLogger(__name__)
+
+_OUTCOMES = {TaskSucceeded: "succeeded", TaskFailed: "failed", TaskLost: "lost"}
+
+
+@dataclass(slots=True)
+class _Live:
+    """A run, when it was requested, and what prevents the timer that each of its tasks waits for."""
+
+    run: Run
+    created: float
+    timers: dict[TaskId, Callable[[], None]] = field(default_factory=dict)
+
+    def disarm(self, task_id: TaskId | None) -> None:
+        """Prevents the timer of a task; of all tasks for None."""
+        for each in [*self.timers] if task_id is None else [task_id]:
+            if each in self.timers:
+                self.timers.pop(each)()
+
+
+class Runs:
+    """Drives every run that has not ended."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        feed: Feed,
+        dispatcher: Dispatcher,
+        nodes: NodeRegistry,
+        clock: Clock,
+        telemetry: Telemetry,
+    ) -> None:
+        self._journal = journal
+        self._feed = feed
+        self._dispatcher = dispatcher
+        self._nodes = nodes
+        self._clock = clock
+        self._telemetry = telemetry
+        self._live: dict[RunId, _Live] = {}
+
+    def live(self, run_id: RunId) -> Run | None:
+        """A run that has not ended, or whose end is not durable yet."""
+        found = self._live.get(run_id)
+        return None if found is None else found.run
+
+    def begin(self, run: Run, created: float) -> None:
+        """Starts a new run. What makes it durable has been appended before."""
+        self._admit(run, created)
+        self._step(run.run_id, RunRequested(created))
+
+    def resume(self, run: Run, created: float) -> None:
+        """Goes on with a run that was replayed from its log."""
+        self._admit(run, created)
+        self._step(run.run_id, Recovered(self._clock.now()))
+
+    def cancel(self, run_id: RunId) -> None:
+        """Ends a live run. Nothing happens to one that has ended."""
+        self._step(run_id, CancelRequested(self._clock.now()))
+
+    def report(self, run_id: RunId, report: Report) -> None:
+        """The dispatcher's word on an attempt. Words on runs that have ended are late and ignored."""
+        if isinstance(report, TaskSucceeded | TaskFailed | TaskLost) and run_id in self._live:
+            placement = None if isinstance(report, TaskLost) else report.placement
+            ran = report.at - placement.at if placement else 0.0
+            self._telemetry.task_finished(_OUTCOMES[type(report)], ran)
+        self._step(run_id, self._renamed(report))
+
+    def _admit(self, run: Run, created: float) -> None:
+        self._live[run.run_id] = _Live(run, created)
+        self._feed.open(run.run_id, run.last_seq)
+        self._telemetry.run_started()
+
+    def _renamed(self, report: Report) -> Report:
+        """The report with the node under the id by which users know it."""
+        if isinstance(report, TaskLost) or report.placement is None:
+            return report
+        placement: Placement = report.placement
+        name = self._nodes.name(placement.node_id)
+        if name == placement.node_id:
+            return report
+        return replace(report, placement=replace(placement, node_id=name))
+
+    def _step(self, run_id: RunId, event: Event) -> None:
+        live = self._live.get(run_id)
+        if live is None:
+            return
+        run = live.run
+        try:
+            commands = run.handle(event)
+        except InvalidTransitionError:
+            # A defect of ours in one report must not end the other runs; the run is as it was.
+            _log.exception("refused an impossible event")
+            return
+        writes: list[Write] = []
+        texts: list[str] = []
+        finished = False
+        for command in commands:
+            match command:
+                case Publish(message):
+                    live.disarm(message.task_id)
+                    text = json.dumps(message.document(), separators=(",", ":"))
+                    texts.append(text)
+                    writes.append(
+                        AppendMessage(run_id, message.seq, text, message.task_id, message.values)
+                    )
+                case Execute():
+                    self._dispatcher.submit(self._job(run, command))
+                case Cancel(task_id, attempt):
+                    self._dispatcher.cancel(run_id, task_id, attempt)
+                case ArmTimer():
+                    self._arm(live, command)
+                case Release(task_id):
+                    self._dispatcher.release(run_id, task_id)
+                case Finish(status):
+                    finished = True
+                    now = self._clock.now()
+                    writes.append(FinishRun(run_id, status, now))
+                    self._telemetry.run_finished(status, now - live.created)
+
+        if writes:
+
+            def durable() -> None:
+                self._feed.publish(run_id, texts)
+                if finished:
+                    self._feed.close(run_id)
+                    del self._live[run_id]
+
+            self._journal.append(writes, durable)
+
+    def _arm(self, live: _Live, timer: ArmTimer) -> None:
+        def fire() -> None:
+            del live.timers[timer.task_id]
+            event = TimerFired(timer.task_id, timer.attempt, timer.kind, self._clock.now())
+            self._step(live.run.run_id, event)
+
+        live.timers[timer.task_id] = self._clock.call_later(timer.delay, fire)
+
+    def _job(self, run: Run, command: Execute) -> Job:
+        task = run.graph.tasks[command.task_id]
+        assert task.code is not None, "a graph has only tasks with code"
+        share = gpu_share(task.resources, self._nodes.gpu_memories())
+        return Job(
+            run_id=run.run_id,
+            task_id=task.task_id,
+            attempt=command.attempt,
+            name=task.name,
+            code=task.code,
+            arguments=tuple(
+                _argument(run, binding) for binding in run.graph.bindings(task.task_id)
+            ),
+            output_keys=task.output_keys,
+            resources=task.resources,
+            # A share that is not known, as no node with a GPU has come back after a restart, is one.
+            gpus=1.0 if share is None else share,
+            batched=task.batch.enabled,
+            runtime_env=task.runtime_env,
+            excluded=self._nodes.excluded,
+        )
+
+
+def _argument(run: Run, binding: Binding) -> Argument:
+    if binding.upstream is None:
+        return Argument(binding.key, json.dumps(binding.value))
+    source = binding.upstream
+    value = run.values[source.task_id][source.key]
+    return Argument(binding.key, None, (source.task_id, source.key), value)
+
+
+def describe(run: Run) -> list[dict[str, object]]:
+    """How far each task of a run is, for people."""
+    return [
+        {
+            "task_id": task_id,
+            "name": run.graph.tasks[task_id].name,
+            "state": progress.state.value,
+            "attempt": progress.attempt,
+            "started": progress.started,
+            "finished": progress.finished,
+            "error": progress.error,
+        }
+        for task_id, progress in run.tasks.items()
+    ]

@@ -1,0 +1,366 @@
+"""The run machine: events in, commands out, and a log that replays to the same run."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lattice.errors import InvalidTransitionError
+from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
+from lattice.workflow.commands import (
+    ArmTimer,
+    Cancel,
+    Command,
+    Execute,
+    Finish,
+    Publish,
+    Release,
+)
+from lattice.workflow.events import (
+    CancelRequested,
+    ErrorInfo,
+    Event,
+    Placement,
+    Recovered,
+    RunRequested,
+    TaskFailed,
+    TaskLost,
+    TaskStarted,
+    TaskSucceeded,
+    TimerFired,
+    TimerKind,
+    Value,
+)
+from lattice.workflow.graph import Graph
+from lattice.workflow.messages import Message, MessageType
+from lattice.workflow.run import LOST_ATTEMPTS, TRANSITIONS, Run, RunStatus, TaskState
+from lattice.workflow.task import Code, CodeForm, RetryPolicy, Task
+
+A, B, C, D = (TaskId(name) for name in "abcd")
+HERE = Placement(NodeId("node"), "127.0.0.1", 10.0)
+ERROR = ErrorInfo("ValueError", "no", "Traceback ...")
+CODE = Code(Digest("d"), CodeForm.SOURCE, "f")
+
+
+def graph(
+    edges: list[tuple[TaskId, TaskId]],
+    *ids: TaskId,
+    retry: RetryPolicy | None = None,
+    timeout: float | None = None,
+) -> Graph:
+    tasks = [
+        Task(task_id, task_id, code=CODE, retry=retry or RetryPolicy(), timeout=timeout)
+        for task_id in ids
+    ]
+    return Graph.build(WorkflowId("w"), tasks, edges)
+
+
+DIAMOND = graph([(A, B), (A, C), (B, D), (C, D)], A, B, C, D)
+
+
+class Driver:
+    """Feeds a run, keeps its log, and checks after every step that the log replays to the run."""
+
+    def __init__(self, made: Graph) -> None:
+        self.run = Run(RunId("r"), made)
+        self.log: list[Message] = []
+
+    def feed(self, event: Event) -> list[Command]:
+        commands = self.run.handle(event)
+        self.log += [command.message for command in commands if isinstance(command, Publish)]
+        self.check()
+        return commands
+
+    def check(self) -> None:
+        assert [message.seq for message in self.log] == list(range(1, len(self.log) + 1))
+        assert all(message.type is not MessageType.FINISH_WORKFLOW for message in self.log[:-1])
+        stored = [
+            Message.from_document(json.loads(json.dumps(message.document())), message.values)
+            for message in self.log
+        ]
+        again = Run.replay(self.run.run_id, self.run.graph, stored)
+        assert again.status == self.run.status
+        assert again.last_seq == self.run.last_seq
+        assert again.values == self.run.values
+        for task_id, progress in self.run.tasks.items():
+            replayed = again.tasks[task_id]
+            if (
+                progress.state is TaskState.CANCELLED
+            ):  # perhaps while it was queued, which is not told
+                assert replayed.state is TaskState.CANCELLED
+            elif progress.state is not TaskState.QUEUED:
+                assert replayed == progress
+        unfinished = [
+            each
+            for each in self.run.tasks.values()
+            if each.state
+            not in (
+                TaskState.SUCCEEDED,
+                TaskState.FAILED,
+                TaskState.SKIPPED,
+                TaskState.CANCELLED,
+            )
+        ]
+        assert self.run.ended == (not unfinished)
+
+    def told(self) -> list[str]:
+        return [f"{message.type.value} {message.task_id or ''}".strip() for message in self.log]
+
+
+def succeeded(task_id: TaskId, attempt: int = 1) -> TaskSucceeded:
+    values = {"out": Value(3, b"abc")}
+    return TaskSucceeded(task_id, attempt, 11.0, HERE, {"out": 1}, values)
+
+
+def executed(commands: list[Command]) -> list[tuple[TaskId, int]]:
+    return [(each.task_id, each.attempt) for each in commands if isinstance(each, Execute)]
+
+
+def test_a_diamond_runs_in_order() -> None:
+    """Tasks start when all upstream ones have succeeded; values live as long as somebody needs them."""
+    driver = Driver(DIAMOND)
+    assert executed(driver.feed(RunRequested(1.0))) == [(A, 1)]
+    driver.feed(TaskStarted(A, 1, HERE))
+    assert executed(driver.feed(succeeded(A))) == [(B, 1), (C, 1)]
+    assert executed(driver.feed(succeeded(B))) == []
+    assert set(driver.run.values) == {A, B}
+    assert executed(driver.feed(succeeded(C))) == [(D, 1)]
+    commands = driver.feed(succeeded(D))
+    assert {each.task_id for each in commands if isinstance(each, Release)} == {B, C, D}
+    assert commands[-1] == Finish("succeeded")
+    assert driver.run.values == {}
+    assert driver.told() == [
+        "start_task a",
+        "finish_task a",
+        "start_task b",
+        "finish_task b",
+        "start_task c",
+        "finish_task c",
+        "start_task d",
+        "finish_task d",
+        "finish_workflow",
+    ]
+
+
+def test_messages_carry_what_the_specification_shows() -> None:
+    """Ids, placement and result, with run id, number and time beside."""
+    driver = Driver(graph([], A))
+    driver.feed(RunRequested(1.0))
+    driver.feed(succeeded(A))
+    start, finish, end = (message.data for message in driver.log)
+    assert start == {
+        "workflow_id": "w",
+        "run_id": "r",
+        "task_id": "a",
+        "attempt": 1,
+        "node_ip": "127.0.0.1",
+        "node_id": "node",
+        "seq": 1,
+        "time": "1970-01-01T00:00:10.000000Z",
+    }
+    assert finish["result"] == {"out": 1}
+    assert end["status"] == "succeeded"
+
+
+def test_a_failure_skips_what_depends_on_it_and_nothing_else() -> None:
+    """The other branch still finishes, and the run ends as failed."""
+    driver = Driver(graph([(A, B), (C, D)], A, B, C, D))
+    driver.feed(RunRequested(1.0))
+    driver.feed(TaskFailed(A, 1, 2.0, ERROR, HERE))
+    assert driver.run.tasks[B].state is TaskState.SKIPPED
+    assert not driver.run.ended
+    driver.feed(succeeded(C))
+    driver.feed(succeeded(D))
+    assert driver.run.status is RunStatus.FAILED
+    told = driver.log[1].data
+    assert (told["result"], told["error"]) == (
+        "no",
+        {"type": "ValueError", "message": "no", "traceback": "Traceback ..."},
+    )
+
+
+def test_a_result_counts_once() -> None:
+    """Duplicates, late starts and reports of former attempts change nothing."""
+    driver = Driver(graph([(A, B)], A, B))
+    driver.feed(RunRequested(1.0))
+    driver.feed(TaskLost(A, 1, 2.0, ERROR))
+    assert driver.feed(succeeded(A, attempt=1)) == []
+    driver.feed(succeeded(A, attempt=2))
+    for late in (
+        TaskStarted(A, 2, HERE),
+        succeeded(A, 2),
+        TaskFailed(A, 2, 3.0, ERROR, HERE),
+        TaskLost(A, 1, 3.0, ERROR),
+    ):
+        assert driver.feed(late) == []
+    driver.feed(succeeded(B))
+    assert driver.feed(succeeded(B)) == []
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        succeeded(B),
+        TaskStarted(A, 2, HERE),
+        TaskLost(TaskId("nobody"), 1, 1.0, ERROR),
+    ],
+)
+def test_an_impossible_event_is_refused_and_changes_nothing(event: Event) -> None:
+    """A report of an attempt that never began is a defect, told with the task's story."""
+    driver = Driver(graph([(A, B)], A, B))
+    driver.feed(RunRequested(1.0))
+    with pytest.raises(InvalidTransitionError, match="before:"):
+        driver.run.handle(event)
+    driver.check()
+    assert driver.feed(succeeded(A)) != []
+
+
+def test_a_dying_process_is_tried_again_a_few_times() -> None:
+    """It is not the code's fault, so it needs no retry policy; but it ends."""
+    driver = Driver(graph([], A))
+    driver.feed(RunRequested(1.0))
+    for attempt in range(1, LOST_ATTEMPTS):
+        assert executed(driver.feed(TaskLost(A, attempt, 2.0, ERROR))) == [(A, attempt + 1)]
+    driver.feed(TaskLost(A, LOST_ATTEMPTS, 2.0, ERROR))
+    assert driver.run.status is RunStatus.FAILED
+    assert driver.told() == ["task_retry a", "task_retry a", "task_exception a", "finish_workflow"]
+
+
+def test_user_errors_are_retried_by_policy_after_a_wait() -> None:
+    """Each try waits twice as long; a stale timer does nothing."""
+    driver = Driver(graph([], A, retry=RetryPolicy(max_attempts=3, backoff=2)))
+    driver.feed(RunRequested(1.0))
+    commands = driver.feed(TaskFailed(A, 1, 5.0, ERROR, HERE))
+    assert ArmTimer(A, 1, TimerKind.RETRY, 2.0) in commands
+    assert executed(commands) == []
+    assert executed(driver.feed(TimerFired(A, 1, TimerKind.RETRY, 7.0))) == [(A, 2)]
+    assert driver.feed(TimerFired(A, 1, TimerKind.RETRY, 7.0)) == []
+    commands = driver.feed(TaskFailed(A, 2, 8.0, ERROR, HERE))
+    assert ArmTimer(A, 2, TimerKind.RETRY, 4.0) in commands
+    driver.feed(TimerFired(A, 2, TimerKind.RETRY, 12.0))
+    driver.feed(succeeded(A, 3))
+    assert driver.run.status is RunStatus.SUCCEEDED
+
+
+def test_a_timeout_cancels_the_attempt_and_counts_as_a_failure() -> None:
+    """The clock starts when the attempt does."""
+    driver = Driver(graph([], A, timeout=5))
+    assert not any(isinstance(each, ArmTimer) for each in driver.feed(RunRequested(1.0)))
+    assert ArmTimer(A, 1, TimerKind.TIMEOUT, 5) in driver.feed(TaskStarted(A, 1, HERE))
+    commands = driver.feed(TimerFired(A, 1, TimerKind.TIMEOUT, 6.0))
+    assert Cancel(A, 1) in commands
+    assert driver.run.status is RunStatus.FAILED
+    assert "timeout of 5 s" in str(driver.log[1].data["result"])
+
+
+def test_cancelling_ends_what_runs_and_never_starts_the_rest() -> None:
+    """`finish_workflow` says cancelled, is last, and cancelling again does nothing."""
+    driver = Driver(DIAMOND)
+    driver.feed(RunRequested(1.0))
+    driver.feed(succeeded(A))
+    driver.feed(TaskStarted(B, 1, HERE))
+    commands = driver.feed(CancelRequested(3.0))
+    assert {each for each in commands if isinstance(each, Cancel)} == {Cancel(B, 1), Cancel(C, 1)}
+    assert driver.run.status is RunStatus.CANCELLED
+    assert driver.run.tasks[D].state is TaskState.CANCELLED
+    assert driver.run.tasks[A].state is TaskState.SUCCEEDED
+    assert driver.feed(CancelRequested(3.0)) == []
+    assert driver.feed(succeeded(B)) == []
+
+
+def test_recovery_runs_again_what_ran_and_nothing_that_finished() -> None:
+    """A restart is told as a retry, and counts against no budget."""
+    driver = Driver(DIAMOND)
+    driver.feed(RunRequested(1.0))
+    driver.feed(succeeded(A))
+    driver.feed(TaskStarted(B, 1, HERE))
+    again = Driver(DIAMOND)
+    again.log = [*driver.log]
+    again.run = Run.replay(RunId("r"), DIAMOND, driver.log)
+    assert set(executed(again.feed(Recovered(20.0)))) == {(B, 2), (C, 1)}
+    assert again.told()[-1] == "task_retry b"
+    for _ in range(LOST_ATTEMPTS - 1):
+        attempt = again.run.tasks[B].attempt
+        assert executed(again.feed(TaskLost(B, attempt, 2.0, ERROR))) == [(B, attempt + 1)]
+
+
+def test_recovery_keeps_the_wait_before_a_retry() -> None:
+    """What is left of the wait is waited for."""
+    made = graph([], A, retry=RetryPolicy(max_attempts=2, backoff=10))
+    driver = Driver(made)
+    driver.feed(RunRequested(1.0))
+    driver.feed(TaskFailed(A, 1, 100.0, ERROR, HERE))
+    run = Run.replay(RunId("r"), made, driver.log)
+    assert run.handle(Recovered(104.0)) == [ArmTimer(A, 1, TimerKind.RETRY, 6.0)]
+
+
+def test_every_state_can_be_reached_and_every_end_is_final() -> None:
+    """The table has no state without a way in, and no way out of an end."""
+    reached = set(TRANSITIONS.values()) | {TaskState.WAITING}
+    assert reached == set(TaskState)
+    left = {state for state, _ in TRANSITIONS}
+    assert left == {TaskState.WAITING, TaskState.QUEUED, TaskState.RUNNING, TaskState.BACKING_OFF}
+
+
+@given(seed=st.integers(0, 2**32), size=st.integers(1, 8), density=st.floats(0, 1))
+def test_any_history_keeps_the_promises(seed: int, size: int, density: float) -> None:
+    """Random graphs and random reports, late and doubled: nothing starts early, nothing runs twice."""
+    chance = random.Random(seed)
+    ids = [TaskId(str(number)) for number in range(size)]
+    edges = [
+        (source, target)
+        for at, target in enumerate(ids)
+        for source in ids[:at]
+        if chance.random() < density
+    ]
+    retry = RetryPolicy(max_attempts=chance.randint(1, 3))
+    made = graph(edges, *ids, retry=retry, timeout=chance.choice([None, 5.0]))
+    driver = Driver(made)
+    pending: list[Event] = []
+    finished: set[TaskId] = set()
+
+    def absorb(commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Execute(task_id, attempt):
+                    assert task_id not in finished
+                    assert all(source in finished for source in made.upstream[task_id])
+                    pending.append(TaskStarted(task_id, attempt, HERE))
+                    pending.append(
+                        chance.choice(
+                            [
+                                succeeded(task_id, attempt),
+                                succeeded(task_id, attempt),
+                                TaskFailed(task_id, attempt, 11.0, ERROR, HERE),
+                                TaskLost(task_id, attempt, 11.0, ERROR),
+                            ]
+                        )
+                    )
+                case ArmTimer(task_id, attempt, kind, _):
+                    pending.append(TimerFired(task_id, attempt, kind, 12.0))
+                case Publish(message) if message.type is MessageType.FINISH_TASK:
+                    assert message.task_id is not None
+                    assert message.task_id not in finished
+                    finished.add(message.task_id)
+                case _:
+                    pass
+
+    absorb(driver.feed(RunRequested(1.0)))
+    while pending:
+        event = pending.pop(chance.randrange(len(pending)))
+        if chance.random() < 0.2:
+            pending.append(event)
+        if chance.random() < 0.05:
+            driver.run = Run.replay(RunId("r"), made, driver.log)
+            pending.clear()
+            absorb(driver.feed(Recovered(13.0)))
+            continue
+        if chance.random() < 0.01:
+            event = CancelRequested(14.0)
+        absorb(driver.feed(event))
+    assert driver.run.ended
+    assert driver.log[-1].type is MessageType.FINISH_WORKFLOW
