@@ -32,6 +32,8 @@ class Refusal:
     health_check_timeout_s=10,
     graceful_shutdown_wait_loop_s=0.2,
     graceful_shutdown_timeout_s=10,
+    # The ingress logs each request; a second line for the same one tells nothing.
+    logging_config={"enable_access_log": False},
 )
 class OrchestratorDeployment:
     """A few lines around `lattice.orchestrator.Orchestrator`."""

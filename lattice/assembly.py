@@ -10,7 +10,8 @@ import time
 import uuid
 from collections.abc import Callable
 
-from lattice.execution.ray_tasks import RayTaskDispatcher, connect
+from lattice.execution.ray_cluster import connect
+from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
 from lattice.observability.telemetry import NoTelemetry
 

@@ -1,0 +1,147 @@
+"""Starting and stopping the real service for tests: its own cluster, ports, temporary and data folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+#: How long a start or a recovery may take before a test gives up, in seconds: generous, as machines
+#: are slow and noisy; nothing is asserted about how long it takes.
+PATIENCE = 120.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(what: str, condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """The first true value of `condition`, asked again and again. Fails after `patience` seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited {patience:g} s for {what}")
+
+
+@dataclass
+class Service:
+    """A running service. `log` is what it printed."""
+
+    url: str
+    config: Path
+    environ: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self) -> None:
+        """Runs `serve run` and waits until it is ready."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(Path(sys.executable).parent / "serve"), "run", str(self.config)],
+                cwd=ROOT,
+                env=self.environ,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Waits until requests can be answered and made durable."""
+        wait_for(f"the service; its log: {self.log}", self._ready)
+
+    def _ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"serve run ended: {self.log.read_text()[-4000:]}")
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def stop(self) -> None:
+        """Stops it as Ctrl-C does, and what is left of it by force."""
+        processes = self.processes()
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for process in psutil.wait_procs(processes, timeout=5)[1]:
+            process.kill()
+
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """The service's own processes whose command line begins with `name`."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if " ".join(process.cmdline()).startswith(name):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def kill(self, name: str) -> None:
+        """Kills, with SIGKILL, the one process whose command line begins with `name`."""
+        (process,) = self.processes(name)
+        process.kill()
+        process.wait()
+
+
+#: Command lines of the processes that Serve gives the deployments.
+ORCHESTRATOR = "ray::ServeReplica:lattice:orchestrator"
+INGRESS = "ray::ServeReplica:lattice:ingress"
+
+
+@contextmanager
+def running_service(**settings: object) -> Iterator[Service]:
+    """A service of its own, with `settings` as the configuration's `args`; stopped at the end."""
+    # Short, as Ray puts sockets below it, whose paths may have at most 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
+    port = free_port()
+    document = yaml.safe_load((ROOT / "configs" / "lattice.yaml").read_text())
+    document["http_options"]["port"] = port
+    document["applications"][0]["args"] = {"data_dir": str(folder / "data"), **settings}
+    config = folder / "lattice.yaml"
+    config.write_text(yaml.safe_dump(document))
+    environ = {
+        **os.environ,
+        "RAY_TMPDIR": str(folder),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+    }
+    environ.pop("RAY_ADDRESS", None)
+    service = Service(f"http://127.0.0.1:{port}", config, environ, folder / "serve.log")
+    try:
+        service.start()
+        yield service
+    finally:
+        service.stop()
+        shutil.rmtree(folder, ignore_errors=True)

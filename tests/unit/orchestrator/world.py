@@ -1,0 +1,71 @@
+"""An orchestrator on the in-memory store, with held jobs and a clock that stands still."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lattice.ids import RunId, TaskId, WorkflowId
+from lattice.orchestrator import Limits, Orchestrator
+from lattice.ports import CodeUpload, TaskUpload
+from lattice.store.memory import MemoryStore
+from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher, NoCount
+from lattice.workflow.task import CodeForm
+
+
+class NoStorage:
+    """Storage without anything in it."""
+
+    def read(self, location: str) -> bytes:
+        raise FileNotFoundError(location)
+
+
+@dataclass
+class World:
+    """An orchestrator and what is around it; `restart` puts a new one on the same store."""
+
+    store: MemoryStore
+    clock: FakeClock
+    dispatcher: HeldDispatcher
+    orchestrator: Orchestrator
+    ids: CountedIds
+
+    async def restart(self) -> None:
+        """A new orchestrator takes over, as after a kill: the old one is not told."""
+        self.dispatcher = HeldDispatcher(self.clock, self.dispatcher.engine)
+        self.orchestrator = make(self.store, self.clock, self.dispatcher, self.ids)
+        await self.orchestrator.start_monitor()
+
+    async def workflow(self, *names: str, edges: str = "") -> WorkflowId:
+        """A workflow of saved tasks whose ids are their names; `edges` as in `a>b b>c`."""
+        pairs = [tuple(map(TaskId, edge.split(">"))) for edge in edges.split()]
+        uploads = [upload(name) for name in names]
+        workflow_id, run_id = await self.orchestrator.submit_workflow(uploads, pairs)
+        await self.orchestrator.cancel_run(run_id)
+        self.dispatcher.jobs.clear()
+        self.dispatcher.submitted.clear()
+        self.dispatcher.cancelled.clear()
+        return workflow_id
+
+    async def messages(self, run_id: RunId, after: int = 0) -> list[str]:
+        """The types of a run's messages, until its last."""
+        found = []
+        async for group in self.orchestrator.follow(run_id, None, after):
+            found += [text.split('"type":"', 1)[1].split('"', 1)[0] for text in group]
+        return found
+
+
+def upload(name: str, **definition: object) -> TaskUpload:
+    """A task with the output `out` and code that never runs."""
+    document: dict[str, object] = {
+        "task_input": {},
+        "task_output": {"output_params": {"1": {"key": "out"}}},
+    }
+    code = CodeUpload(CodeForm.SOURCE, f"def {name}(params): ...".encode())
+    return TaskUpload(TaskId(name), name, document | definition, code)
+
+
+def make(
+    store: MemoryStore, clock: FakeClock, dispatcher: HeldDispatcher, ids: CountedIds
+) -> Orchestrator:
+    limits = Limits(max_tasks_per_workflow=50, max_result_bytes=1000, call_timeout=5)
+    return Orchestrator(store, NoStorage(), dispatcher, clock, ids, NoCount(), limits)
