@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -57,10 +56,10 @@ class Service:
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> None:
-        """Runs `serve run` and waits until it is ready."""
+        """Starts it as the README says, and waits until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(Path(sys.executable).parent / "serve"), "run", str(self.config)],
+                ["make", "serve", f"CONFIG={self.config}"],
                 cwd=ROOT,
                 env=self.environ,
                 stdout=log,
@@ -75,7 +74,7 @@ class Service:
 
     def _ready(self) -> bool:
         if self.process.poll() is not None:
-            raise AssertionError(f"serve run ended: {self.log.read_text()[-4000:]}")
+            raise AssertionError(f"make serve ended: {self.log.read_text()[-4000:]}")
         try:
             return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
         except httpx.HTTPError:
@@ -84,7 +83,8 @@ class Service:
     def stop(self) -> None:
         """Stops it as Ctrl-C does, and what is left of it by force."""
         processes = self.processes()
-        self.process.send_signal(signal.SIGINT)
+        # To all of them, as the terminal does.
+        os.killpg(self.process.pid, signal.SIGINT)
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
@@ -111,6 +111,9 @@ class Service:
         process.wait()
 
 
+#: Variables of the `make` that runs the tests and of other clusters, which are not for the service's own.
+_OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "RAY_ADDRESS")
+
 #: Command lines of the processes that Serve gives the deployments.
 ORCHESTRATOR = "ray::ServeReplica:lattice:orchestrator"
 INGRESS = "ray::ServeReplica:lattice:ingress"
@@ -128,7 +131,7 @@ def running_service(**settings: object) -> Iterator[Service]:
     config = folder / "lattice.yaml"
     config.write_text(yaml.safe_dump(document))
     environ = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in _OF_MAKE},
         "RAY_TMPDIR": str(folder),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy.sock"),
@@ -137,7 +140,6 @@ def running_service(**settings: object) -> Iterator[Service]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
     }
-    environ.pop("RAY_ADDRESS", None)
     service = Service(f"http://127.0.0.1:{port}", config, environ, folder / "serve.log")
     try:
         service.start()
