@@ -1,7 +1,8 @@
 """Group commit: the writes of everybody become durable together, in the order in which they came.
 
 While one group is being committed in a thread, the next collects; so durability costs each write a
-share of one commit, and the event loop never waits for the disk. A commit that fails is final: nothing
+share of one commit, and the event loop never waits for the disk. A commit that fails, or a defect in
+what is done after one, is final: nothing
 more is accepted, and the process that owns the journal is expected to be replaced and to recover
 from what is durable.
 """
@@ -9,12 +10,15 @@ from what is durable.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lattice.errors import LatticeError, StoreUnavailableError
 from lattice.ports import Clock, Store, Telemetry, Write
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +95,15 @@ class Journal:
                             self._thread, self._store.commit, self._lease, writes
                         )
                         self._telemetry.committed(len(writes), self._clock.now() - began)
+                    for entry in group:
+                        if entry.then is not None:
+                            entry.then()
+                        if not entry.done.done():
+                            entry.done.set_result(None)
                 except Exception as error:
+                    _log.exception("the journal stops")
                     self._fail(error, group)
                     return
-                for entry in group:
-                    if entry.then is not None:
-                        entry.then()
-                    if not entry.done.done():
-                        entry.done.set_result(None)
             if self._closing and not self._pending:
                 return
 

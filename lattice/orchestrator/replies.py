@@ -18,9 +18,9 @@ from lattice.ports import Clock, Once, PutReply, Store, Write
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a request comes to: its answer, what is to be durable, and what to do right after.
+    """What a request comes to: its answer, what is to be durable, and what to do then.
 
-    `begin` is called once the writes are appended, not once they are durable.
+    `begin` is called as soon as the writes are durable, before the answer is given.
     """
 
     reply: Mapping[str, str]
@@ -91,8 +91,5 @@ class Replies:
         if once is not None:
             document = json.dumps(effect.reply)
             writes.append(PutReply(once.key, once.fingerprint, document, self._clock.now()))
-        durable = self._journal.append(writes)
-        if effect.begin is not None:
-            effect.begin()
-        await durable
+        await self._journal.append(writes, effect.begin)
         return effect.reply

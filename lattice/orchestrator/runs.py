@@ -90,7 +90,7 @@ class Runs:
         return None if found is None else found.run
 
     def begin(self, run: Run, created: float) -> None:
-        """Starts a new run. What makes it durable has been appended before."""
+        """Starts a new run, which is durable, with its graph and its code."""
         self._admit(run, created)
         self._step(run.run_id, RunRequested(created))
 

@@ -186,7 +186,7 @@ def test_workers_are_killed_in_the_middle_of_a_run(
         nonlocal killed
         # Whatever the number of messages, until two have been caught in the middle of a task.
         if seen >= 20 and killed < 2:
-            for process in service.processes("ray::step"):
+            for process in service.processes("ray::run_attempt"):
                 try:
                     process.kill()
                 except psutil.NoSuchProcess:

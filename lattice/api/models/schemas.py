@@ -10,24 +10,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
+
+from lattice.api.models import examples
+
+
+def _example(*documents: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": list(documents)})
+
 
 Id = Annotated[
     str,
     StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$"),
-    Field(
-        description="An id: letters, digits, `-` and `_`.",
-        examples=["3f0c6f3e-5d0e-4a57-9d53-0f2f4a1b9c11"],
-    ),
+    Field(description="An id: letters, digits, `-` and `_`."),
 ]
 Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=200),
     Field(
         description="A name for people; for code given as source, that of the function.",
-        examples=["my_task"],
     ),
 ]
+#: Decoded, and refused if it is not base64, where the request is translated for the orchestrator.
+Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 Status = Literal["success"]
 
 
@@ -49,10 +54,10 @@ class CreateWorkflowResponse(StatusResponse):
 
 
 class AddTaskRequest(_Model):
+    model_config = _example(examples.ADD_TASK)
+
     workflow_id: Id
-    task_type: str = Field(
-        description="`code`; LangGraph tasks have their own endpoint.", examples=["code"]
-    )
+    task_type: str = Field(description="`code`; LangGraph tasks have their own endpoint.")
     task_name: Name
 
 
@@ -89,10 +94,10 @@ class TaskDefinition(_Model):
         "or class at the top level.",
         examples=['def my_task(params):\n    return {"result": params["text"].upper()}\n'],
     )
-    code_ser: str | None = Field(
+    code_ser: Base64 | None = Field(
         default=None, description="A function or class pickled with cloudpickle, in base64."
     )
-    serialized_code: str | None = Field(default=None, description="Another name for `code_ser`.")
+    serialized_code: Base64 | None = Field(default=None, description="Another name for `code_ser`.")
     resources: dict[str, Any] | None = Field(
         default=None,
         description="`cpu` and `gpu` may be fractions; `cpu_mem` and `gpu_mem` are in MiB.",
@@ -123,6 +128,8 @@ class TaskDefinition(_Model):
 
 
 class SaveTaskRequest(TaskDefinition):
+    model_config = _example(examples.SAVE_SPLIT, examples.SAVE_COUNT)
+
     workflow_id: Id
     task_id: Id
     task_name: Name | None = Field(
@@ -135,6 +142,8 @@ class SaveTaskResponse(StatusResponse):
 
 
 class AddEdgeRequest(_Model):
+    model_config = _example(examples.EDGE)
+
     workflow_id: Id
     source_task_id: Id
     target_task_id: Id
@@ -145,6 +154,8 @@ class AddEdgeResponse(StatusResponse):
 
 
 class DeleteTaskRequest(_Model):
+    model_config = _example(examples.TASK)
+
     workflow_id: Id
     task_id: Id
 
@@ -156,6 +167,8 @@ class GetTasksResponse(StatusResponse):
 
 
 class RunWorkflowRequest(_Model):
+    model_config = _example(examples.WORKFLOW)
+
     workflow_id: Id
 
 
@@ -171,6 +184,8 @@ class SubmittedTask(TaskDefinition):
 
 
 class SubmitWorkflowRequest(_Model):
+    model_config = _example(examples.SUBMIT)
+
     tasks: list[SubmittedTask] = Field(min_length=1)
     edges: list[tuple[Id, Id]] = Field(
         default_factory=list,
@@ -237,18 +252,25 @@ class TaskResultResponse(StatusResponse):
 
 
 class AddLangGraphTaskRequest(_Model):
+    model_config = _example(examples.ADD_LANGGRAPH)
+
     workflow_id: Id
-    task_type: str = Field(default="langgraph", description="`langgraph`.", examples=["langgraph"])
+    task_type: str = Field(default="langgraph", description="`langgraph`.")
     task_name: Name
-    code_ser: str = Field(description="A function pickled with cloudpickle, in base64.")
+    code_ser: Base64 = Field(
+        validation_alias=AliasChoices("code_ser", "serialized_code"),
+        description="A function pickled with cloudpickle, in base64. `serialized_code` is another name.",
+    )
     resources: dict[str, Any] | None = None
 
 
 class RunLangGraphTaskRequest(_Model):
+    model_config = _example(examples.RUN_LANGGRAPH)
+
     workflow_id: Id
     task_id: Id
-    args: str = Field(description="A tuple or list of arguments, pickled, in base64.")
-    kwargs: str = Field(description="A dict of keyword arguments, pickled, in base64.")
+    args: Base64 = Field(description="A tuple or list of arguments, pickled, in base64.")
+    kwargs: Base64 = Field(description="A dict of keyword arguments, pickled, in base64.")
     result_format: Literal["json", "pickle"] = Field(
         default="json",
         description="`pickle` asks for the exact object: `result` is then its pickle in base64.",
@@ -262,9 +284,15 @@ class RunLangGraphTaskResponse(StatusResponse):
 # -- workers -----------------------------------------------------------------------------------
 
 
+#: Anything that can be shown: control characters would upset logs and databases.
+NodeName = Annotated[
+    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
+]
+
+
 class ConnectWorkerRequest(_Model):
-    node_ip: str = Field(min_length=1, max_length=255, examples=["127.0.0.1"])
-    node_id: str = Field(min_length=1, max_length=255, examples=["node-1"])
+    node_ip: NodeName = Field(examples=["127.0.0.1"])
+    node_id: NodeName = Field(examples=["node-1"])
     resources: dict[str, Any] = Field(
         description="`cpu`, `cpu_mem` in MiB, and `gpu_resource`: a GPU's `gpu_id`, `gpu_mem` in MiB and `gpu_num` "
         "by its index.",
@@ -283,7 +311,7 @@ class ConnectWorkerResponse(StatusResponse):
 
 
 class DisconnectWorkerRequest(_Model):
-    node_id: str = Field(min_length=1, max_length=255, examples=["node-1"])
+    node_id: NodeName = Field(examples=["node-1"])
 
 
 class GetRayPortResponse(StatusResponse):
@@ -307,6 +335,12 @@ class HealthResponse(_Model):
     version: str
     python: str
     cloudpickle: str
+
+
+class ReadyResponse(_Model):
+    """Runs can be started."""
+
+    status: Literal["ready"] = "ready"
 
 
 class ErrorResponse(_Model):

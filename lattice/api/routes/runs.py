@@ -1,0 +1,147 @@
+"""Runs: listing, watching and cancelling them, and what their tasks returned."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query
+from starlette.responses import Response
+
+from lattice.api.dependencies import AnyId, AppHolder, Service
+from lattice.api.errors import refusals
+from lattice.api.following import follow_run, parse_seq
+from lattice.api.models.schemas import (
+    CancelRunResponse,
+    DescribeRunResponse,
+    ListRunsResponse,
+    RunState,
+    TaskResultResponse,
+)
+from lattice.api.requests import JSONRoute
+from lattice.api.responses import SafeJSONResponse
+from lattice.api.streams import EventStreamResponse
+from lattice.ids import RunId, TaskId, WorkflowId
+
+router = APIRouter(tags=["runs"], route_class=JSONRoute)
+
+
+@router.get("/runs", response_model=ListRunsResponse, responses=refusals(404))
+async def list_runs(
+    service: Service,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most runs to list.")] = 100,
+    workflow_id: Annotated[AnyId | None, Query(description="Only runs of this workflow.")] = None,
+    status: Annotated[RunState | None, Query(description="Only runs with this status.")] = None,
+    before: Annotated[
+        AnyId | None, Query(description="Only runs older than this run: the next page.")
+    ] = None,
+) -> Response:
+    """Runs, newest first."""
+    runs = await service.list_runs(
+        limit,
+        None if workflow_id is None else WorkflowId(workflow_id),
+        status,
+        None if before is None else RunId(before),
+    )
+    return SafeJSONResponse({"status": "success", "runs": runs})
+
+
+@router.get("/runs/{run_id}", response_model=DescribeRunResponse, responses=refusals(404))
+async def describe_run(run_id: AnyId, service: Service) -> Response:
+    """A run and the state of each of its tasks."""
+    run = await service.describe_run(RunId(run_id))
+    return SafeJSONResponse({"status": "success", "run": run})
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Server-sent events: `id` is the message's number, `data` the message as on "
+            "the WebSocket. Comments keep the connection alive. An event named `error` ends a "
+            "stream that may be resumed.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        204: {"description": "The run has ended and has no messages after the given number."},
+        **refusals(400, 404),
+    },
+)
+async def run_events(
+    run_id: AnyId,
+    service: Service,
+    holder: AppHolder,
+    after: Annotated[
+        str, Query(description="Number of the last message seen; 0 for all.", examples=["0"])
+    ] = "0",
+    last_event_id: Annotated[
+        str | None,
+        Header(
+            description="The same, as a browser sends it when it reconnects; wins over `after`."
+        ),
+    ] = None,
+) -> EventStreamResponse:
+    """The messages of a run, each as it comes, until the last."""
+    if last_event_id is None:
+        seq = parse_seq(after, "after")
+    else:
+        seq = parse_seq(last_event_id, "Last-Event-ID")
+    return EventStreamResponse(
+        lambda: follow_run(service, RunId(run_id), None, seq, holder.streams),
+        holder.streams,
+        holder.stopping,
+    )
+
+
+@router.post("/runs/{run_id}/cancel", responses=refusals(404))
+async def cancel_run(run_id: AnyId, service: Service) -> CancelRunResponse:
+    """Cancels a run: its running tasks are ended. One that has ended stays as it is."""
+    return CancelRunResponse.model_validate({"run_status": await service.cancel_run(RunId(run_id))})
+
+
+@router.get(
+    "/runs/{run_id}/tasks/{task_id}/result",
+    response_model=TaskResultResponse,
+    responses=refusals(404),
+)
+async def task_result(run_id: AnyId, task_id: AnyId, service: Service) -> Response:
+    """What a task returned: JSON where it is JSON and small, else descriptions with a `url`."""
+    result = await service.task_result(RunId(run_id), TaskId(task_id))
+    return SafeJSONResponse({"status": "success", "result": result})
+
+
+@router.get(
+    "/runs/{run_id}/tasks/{task_id}/result/{key:path}",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The value of one output, whole.",
+            "content": {
+                "application/json": {"schema": {}},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+        **refusals(400, 404),
+    },
+)
+async def output_value(
+    run_id: AnyId,
+    task_id: AnyId,
+    key: str,
+    service: Service,
+    format: Annotated[
+        Literal["json", "pickle"],
+        Query(
+            description="`pickle` gives the exact object as bytes; unpickle only what you trust."
+        ),
+    ] = "json",
+) -> Response:
+    """One output of a task, whole and however large, as JSON or as a pickle."""
+    where = RunId(run_id), TaskId(task_id), key
+    # A browser must show neither as a page.
+    headers = {"X-Content-Type-Options": "nosniff"}
+    if format == "pickle":
+        data = await service.value_pickle(*where)
+        return Response(data, headers=headers, media_type="application/octet-stream")
+    return Response(
+        await service.value_json(*where), headers=headers, media_type="application/json"
+    )

@@ -1,0 +1,156 @@
+"""Workflows: making, changing and running them, and watching a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, WebSocket
+
+from lattice.api.dependencies import (
+    AnyId,
+    AppHolder,
+    Idempotency,
+    Service,
+    get_orchestrator,
+    set_orchestrator,
+)
+from lattice.api.errors import refusals
+from lattice.api.following import follow_run, parse_seq
+from lattice.api.models.schemas import (
+    AddEdgeRequest,
+    AddEdgeResponse,
+    AddTaskRequest,
+    AddTaskResponse,
+    CreateWorkflowResponse,
+    DeleteTaskRequest,
+    GetTasksResponse,
+    RunWorkflowRequest,
+    RunWorkflowResponse,
+    SaveTaskRequest,
+    SaveTaskResponse,
+    StatusResponse,
+    SubmitWorkflowRequest,
+    SubmitWorkflowResponse,
+)
+from lattice.api.requests import JSONRoute
+from lattice.api.streams import send_over_websocket
+from lattice.api.uploads import task_upload
+from lattice.ids import RunId, TaskId, WorkflowId
+
+__all__ = ["get_orchestrator", "router", "set_orchestrator"]
+
+router = APIRouter(tags=["workflow"], route_class=JSONRoute)
+
+
+@router.post("/create_workflow", responses=refusals(400, 409))
+async def create_workflow(service: Service, once: Idempotency) -> CreateWorkflowResponse:
+    """Makes an empty workflow. The request has no body."""
+    return CreateWorkflowResponse(workflow_id=await service.create_workflow(once))
+
+
+@router.post("/add_task", responses=refusals(400, 404, 409))
+async def add_task(request: AddTaskRequest, service: Service, once: Idempotency) -> AddTaskResponse:
+    """Adds a task, which cannot run before it has been saved with code."""
+    task_id = await service.add_task(
+        WorkflowId(request.workflow_id), request.task_type, request.task_name, once
+    )
+    return AddTaskResponse(task_id=task_id)
+
+
+@router.post("/save_task", responses=refusals(400, 404))
+async def save_task(request: SaveTaskRequest, service: Service) -> SaveTaskResponse:
+    """Saves what a task does, takes, returns and needs. Without code, the code it has stays."""
+    await service.save_task(WorkflowId(request.workflow_id), task_upload(request), add_edges=False)
+    return SaveTaskResponse()
+
+
+@router.post("/save_task_and_add_edge", responses=refusals(400, 404))
+async def save_task_and_add_edge(request: SaveTaskRequest, service: Service) -> SaveTaskResponse:
+    """Saves a task and adds an edge from each task that its input refers to."""
+    await service.save_task(WorkflowId(request.workflow_id), task_upload(request), add_edges=True)
+    return SaveTaskResponse()
+
+
+@router.post("/add_edge", responses=refusals(400, 404))
+async def add_edge(request: AddEdgeRequest, service: Service) -> AddEdgeResponse:
+    """Makes the target run after the source. An edge that closes a cycle is refused."""
+    await service.add_edge(
+        WorkflowId(request.workflow_id),
+        TaskId(request.source_task_id),
+        TaskId(request.target_task_id),
+    )
+    return AddEdgeResponse()
+
+
+@router.post("/del_edge", responses=refusals(400, 404))
+async def del_edge(request: AddEdgeRequest, service: Service) -> StatusResponse:
+    """Removes an edge. The order that a reference between two tasks implies stays."""
+    await service.del_edge(
+        WorkflowId(request.workflow_id),
+        TaskId(request.source_task_id),
+        TaskId(request.target_task_id),
+    )
+    return StatusResponse()
+
+
+@router.post("/del_task", responses=refusals(400, 404))
+async def del_task(request: DeleteTaskRequest, service: Service) -> StatusResponse:
+    """Removes a task and its edges. Runs that have begun keep it."""
+    await service.del_task(WorkflowId(request.workflow_id), TaskId(request.task_id))
+    return StatusResponse()
+
+
+@router.get("/get_workflow_tasks/{workflow_id}", responses=refusals(404))
+async def get_workflow_tasks(workflow_id: AnyId, service: Service) -> GetTasksResponse:
+    """The tasks of a workflow, in the order in which they were added."""
+    return GetTasksResponse(tasks=await service.workflow_tasks(WorkflowId(workflow_id)))
+
+
+@router.post("/run_workflow", responses=refusals(400, 404, 409))
+async def run_workflow(
+    request: RunWorkflowRequest, service: Service, once: Idempotency
+) -> RunWorkflowResponse:
+    """Starts a run of the workflow as it is now; changing the workflow later does not touch the run.
+
+    Its messages come over the WebSocket `/get_workflow_res/{workflow_id}/{run_id}` and as server-sent
+    events from `/runs/{run_id}/events`, from the first one on, whenever asked for.
+    """
+    run_id = await service.run_workflow(WorkflowId(request.workflow_id), once)
+    return RunWorkflowResponse(run_id=run_id)
+
+
+@router.post("/submit_workflow", responses=refusals(400, 409))
+async def submit_workflow(
+    request: SubmitWorkflowRequest, service: Service, once: Idempotency
+) -> SubmitWorkflowResponse:
+    """Makes a whole workflow and starts a run of it, all or nothing."""
+    uploads = [task_upload(task, f"tasks[{place}].") for place, task in enumerate(request.tasks)]
+    edges = [(TaskId(source), TaskId(target)) for source, target in request.edges]
+    workflow_id, run_id = await service.submit_workflow(uploads, edges, once)
+    return SubmitWorkflowResponse(workflow_id=workflow_id, run_id=run_id)
+
+
+@router.websocket("/get_workflow_res/{workflow_id}/{run_id}")
+async def get_workflow_res(
+    websocket: WebSocket,
+    workflow_id: AnyId,
+    run_id: AnyId,
+    service: Service,
+    holder: AppHolder,
+    after: Annotated[str, Query()] = "0",
+) -> None:
+    """Sends the messages of a run after number `after`, each as it comes, and closes after the last.
+
+    Close codes: 1000 after the last message, 4400 for a bad `after`, 4404 for an unknown run, 1013 when
+    the orchestrator stays unavailable (connect again, with `after`), 1011 for a defect.
+    """
+    await send_over_websocket(
+        websocket,
+        lambda: follow_run(
+            service,
+            RunId(run_id),
+            WorkflowId(workflow_id),
+            parse_seq(after, "after"),
+            holder.streams,
+        ),
+    )

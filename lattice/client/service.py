@@ -1,0 +1,313 @@
+"""A Lattice service as the SDK sees it: one method for each endpoint that it uses.
+
+Requests that create or run something carry an `Idempotency-Key`, so they are repeated safely when the
+connection breaks or the service is busy (503), until `timeout` seconds have passed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+from pydantic import BaseModel, ValidationError
+
+from lattice.api.models.schemas import (
+    AddLangGraphTaskRequest,
+    AddTaskResponse,
+    CancelRunResponse,
+    CreateWorkflowResponse,
+    DescribeRunResponse,
+    HealthResponse,
+    RunLangGraphTaskRequest,
+    RunLangGraphTaskResponse,
+    RunReport,
+    RunWorkflowRequest,
+    RunWorkflowResponse,
+    SubmittedTask,
+    SubmitWorkflowRequest,
+    SubmitWorkflowResponse,
+    TaskResultResponse,
+)
+from lattice.client import pickling
+from lattice.client.errors import (
+    ConnectionFailedError,
+    DeadlineError,
+    ServiceError,
+    VersionMismatchError,
+)
+from lattice.client.subscription import Open, Subscription, open_socket, socket_url
+from lattice.client.transport import (
+    BrokenOffError,
+    NotSentError,
+    Request,
+    Response,
+    TimedOutError,
+    Transport,
+)
+from lattice.errors import InvalidRequestError
+
+_Answer = TypeVar("_Answer", bound=BaseModel)
+
+#: Seconds before the first repetition of a request, doubled for each further one up to the last.
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 2.0
+
+
+class Service:
+    """The service at `url`. `timeout` is in seconds, for each call with its repetitions.
+
+    All methods raise ServiceError for a refusal, ConnectionFailedError and DeadlineError. May be used
+    from any thread.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float,
+        transport: Transport,
+        *,
+        open_socket: Open = open_socket,
+        now: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url = checked_url(url)
+        self.timeout = timeout
+        self._open = open_socket
+        self._now = now
+        self._pause = pause
+        self._transport = transport
+        self._checked = False
+        self._answered = False
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Closes connections."""
+        self._transport.close()
+
+    def check_versions(self) -> None:
+        """Compares this process's Python and cloudpickle with the service's, once.
+
+        Raises:
+            VersionMismatchError: what is pickled here would not run there.
+        """
+        with self._lock:
+            if self._checked:
+                return
+            health = self._call(HealthResponse, "GET", "/healthz")
+            here = platform.python_version()
+            if here.split(".")[:2] != health.python.split(".")[:2]:
+                raise VersionMismatchError("Python", here, health.python)
+            here = pickling.VERSION
+            if here.split(".")[0] != health.cloudpickle.split(".")[0]:
+                raise VersionMismatchError("cloudpickle", here, health.cloudpickle)
+            self._checked = True
+
+    # -- workflows and runs ------------------------------------------------------------------
+
+    def submit_workflow(
+        self, tasks: Sequence[SubmittedTask], edges: Sequence[tuple[str, str]]
+    ) -> SubmitWorkflowResponse:
+        """Makes a workflow and starts a run of it."""
+        request = SubmitWorkflowRequest(tasks=list(tasks), edges=list(edges))
+        return self._create(SubmitWorkflowResponse, "/submit_workflow", request)
+
+    def run_workflow(self, workflow_id: str) -> str:
+        """Starts a run; its id."""
+        request = RunWorkflowRequest(workflow_id=workflow_id)
+        return self._create(RunWorkflowResponse, "/run_workflow", request).run_id
+
+    def describe_run(self, run_id: str) -> RunReport:
+        """A run and how far each of its tasks is."""
+        return self._call(DescribeRunResponse, "GET", f"/runs/{run_id}").run
+
+    def cancel_run(self, run_id: str) -> str:
+        """Ends a run; its status now."""
+        return self._call(CancelRunResponse, "POST", f"/runs/{run_id}/cancel").run_status
+
+    def task_result(self, run_id: str, task_id: str) -> dict[str, Any]:
+        """The outputs of a finished task, each its JSON value or a description."""
+        path = f"/runs/{run_id}/tasks/{task_id}/result"
+        return self._call(TaskResultResponse, "GET", path).result
+
+    def output(self, run_id: str, task_id: str, key: str) -> bytes:
+        """The pickle of one output of a finished task."""
+        return self._fetch("GET", f"{output_path(run_id, task_id, key)}?format=pickle").body
+
+    def subscription(
+        self,
+        workflow_id: str,
+        run_id: str,
+        read: Callable[[str | bytes], tuple[int, bool]],
+        after: int,
+    ) -> Subscription:
+        """The messages of a run behind the one numbered `after`; `read` is as `Subscription` says."""
+        return Subscription(
+            socket_url(self.url, f"/get_workflow_res/{workflow_id}/{run_id}"),
+            read,
+            self.timeout,
+            after=after,
+            open_socket=self._open,
+            now=self._now,
+            pause=self._pause,
+        )
+
+    # -- calls of single functions -----------------------------------------------------------
+
+    def create_workflow(self) -> str:
+        """A new workflow; its id."""
+        return self._create(CreateWorkflowResponse, "/create_workflow", None).workflow_id
+
+    def add_langgraph_task(self, request: AddLangGraphTaskRequest) -> str:
+        """Registers a function; its id."""
+        return self._create(AddTaskResponse, "/add_langgraph_task", request).task_id
+
+    def run_langgraph_task(
+        self, workflow_id: str, task_id: str, args: bytes, kwargs: bytes, within: float
+    ) -> bytes:
+        """Calls a function with pickled arguments; its pickled result, within that many seconds.
+
+        Where the connection breaks, the call is not repeated: the function may be at work. It is where
+        the service says that it has given the call up (503).
+        """
+        request = RunLangGraphTaskRequest(
+            workflow_id=workflow_id,
+            task_id=task_id,
+            args=pickling.text(args),
+            kwargs=pickling.text(kwargs),
+            result_format="pickle",
+        )
+        answer = self._call(
+            RunLangGraphTaskResponse,
+            "POST",
+            "/run_langgraph_task",
+            request,
+            answer_within=within,
+            repeatable=False,
+        )
+        return base64.b64decode(answer.result)
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def _create(self, answer: type[_Answer], path: str, body: BaseModel | None) -> _Answer:
+        return self._call(answer, "POST", path, body, key=str(uuid.uuid4()))
+
+    def _call(
+        self,
+        answer: type[_Answer],
+        method: str,
+        path: str,
+        body: BaseModel | None = None,
+        *,
+        key: str | None = None,
+        answer_within: float | None = None,
+        repeatable: bool = True,
+    ) -> _Answer:
+        response = self._fetch(
+            method, path, body, key=key, answer_within=answer_within, repeatable=repeatable
+        )
+        try:
+            return answer.model_validate_json(response.body)
+        except ValidationError as error:
+            raise ServiceError(
+                response.status,
+                f"{self.url}{path} answered something that is not Lattice's: {_start(response.body)}; "
+                "is the address right?",
+            ) from error
+
+    def _fetch(
+        self,
+        method: str,
+        path: str,
+        body: BaseModel | None = None,
+        *,
+        key: str | None = None,
+        answer_within: float | None = None,
+        repeatable: bool = True,
+    ) -> Response:
+        """A successful answer, each try within `answer_within` seconds or what is left of `timeout`."""
+        request = Request(
+            method,
+            path,
+            None if body is None else body.model_dump_json(exclude_none=True).encode(),
+            {} if key is None else {"idempotency-key": key},
+        )
+        deadline = self._now() + self.timeout
+        wait = _FIRST_PAUSE
+        while True:
+            within = answer_within or max(deadline - self._now(), 0.001)
+            try:
+                response = self._transport.send(request, None if within == math.inf else within)
+            except TimedOutError as error:
+                raise DeadlineError(
+                    f"{method} {self.url}{path}", answer_within or self.timeout
+                ) from error
+            except BrokenOffError as error:
+                if not repeatable or self._now() + wait >= deadline:
+                    raise ConnectionFailedError(
+                        self.url,
+                        str(error),
+                        "the connection broke before the answer; the service may have begun",
+                    ) from error
+            except NotSentError as error:
+                # A service that was never seen is more likely not there than restarting.
+                if self._now() + wait >= deadline or not self._answered:
+                    raise ConnectionFailedError(self.url, str(error)) from error
+            else:
+                self._answered = True
+                if response.status < 400:
+                    return response
+                wait = max(wait, _retry_after(response))
+                if response.status != 503 or self._now() + wait >= deadline:
+                    raise ServiceError(response.status, _detail(response))
+            self._pause(wait)
+            wait = min(wait * 2, _LONGEST_PAUSE)
+
+
+def output_path(run_id: str, task_id: str, key: str) -> str:
+    """Where the service gives an output whole; also the `url` in the description of one."""
+    return f"/runs/{run_id}/tasks/{task_id}/result/{quote(key, safe='')}"
+
+
+def checked_url(url: str) -> str:
+    """`url` without a slash at its end. Raises InvalidRequestError if it is no HTTP address."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidRequestError(
+            "url", repr(url), "an address such as 'http://127.0.0.1:8000' is allowed"
+        )
+    return url.rstrip("/")
+
+
+def _retry_after(response: Response) -> float:
+    """Seconds that a busy service asks to wait; 0 where it does not say."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", "0")))
+    except ValueError:
+        return 0.0
+
+
+def _detail(response: Response) -> str:
+    """What a refusal says. A 422 lists what is wrong with each field."""
+    try:
+        detail = json.loads(response.body)["detail"]
+    except (ValueError, KeyError, TypeError):
+        return _start(response.body) or "no reason given"
+    if isinstance(detail, list):
+        return "; ".join(
+            f"{'.'.join(str(part) for part in item.get('loc', ()))}: {item.get('msg', item)}"
+            for item in detail
+            if isinstance(item, dict)
+        )
+    return str(detail)
+
+
+def _start(body: bytes) -> str:
+    return body[:200].decode(errors="replace")

@@ -1,0 +1,76 @@
+"""Says that an attempt has begun, if it does not end at once. One small thread per worker process.
+
+Most attempts end within milliseconds, and their end says when they began; a note for each would cost more
+than the attempt. So the thread looks only at what still runs a moment after it began, and short attempts
+do not even wake it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+#: Seconds that an attempt must have run before its start is announced.
+DELAY = 0.005
+
+_logger = logging.getLogger(__name__)
+
+
+class _Running:
+    __slots__ = ("announce", "begun")
+
+    def __init__(self, announce: Callable[[], None], begun: float) -> None:
+        self.announce = announce
+        self.begun = begun
+
+
+class Announcer:
+    """Calls, in its own thread, the `announce` of an attempt that runs longer than `delay` seconds."""
+
+    def __init__(self, delay: float = DELAY) -> None:
+        self._delay = delay
+        self._current: _Running | None = None
+        self._asleep = False
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, announce: Callable[[], None]) -> None:
+        """An attempt begins; the one before it has ended."""
+        self._current = _Running(announce, time.monotonic())
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._watch, name="lattice-announcer", daemon=True
+            )
+            self._thread.start()
+        # The thread sets `_asleep` and then looks at `_current`, in the opposite order to here: one of
+        # the two sees the other.
+        elif self._asleep:
+            self._wake.set()
+
+    def end(self) -> None:
+        """The attempt has ended; it is not announced any more, unless that is under way."""
+        self._current = None
+
+    def _watch(self) -> None:
+        announced: _Running | None = None
+        while True:
+            current = self._current
+            if current is None or current is announced:
+                self._wake.clear()
+                self._asleep = True
+                if self._current is current:
+                    self._wake.wait()
+                self._asleep = False
+                continue
+            remaining = current.begun + self._delay - time.monotonic()
+            if remaining > 0:
+                self._wake.wait(remaining)
+                continue
+            announced = current
+            try:
+                current.announce()
+            except Exception:
+                # The report of the end makes up for a start that was not announced.
+                _logger.warning("the start of an attempt could not be announced", exc_info=True)

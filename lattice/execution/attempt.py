@@ -1,0 +1,313 @@
+"""What a worker process does with an attempt, a call or a value to render. Knows nothing of Ray.
+
+Here all that happens beside user code meets: code is loaded, arguments are unpickled, user code
+runs, and what it returned is pickled, stored and summarised. What comes out is a frame of `wire`, and for
+the next tasks the large outputs, pickled. Nothing that user code does makes these functions raise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lattice.execution import pickling, summary, wire
+from lattice.execution.code import CodeLoadError, Function, load
+from lattice.execution.failures import describe, message_of, type_name
+from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call
+from lattice.execution.storage import FsspecStorage, location_of
+from lattice.ids import RunId, TaskId
+from lattice.ports import Argument
+from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskSucceeded, Value
+from lattice.workflow.task import Code
+
+#: Bytes of all inline values of one attempt together; what goes beyond is stored.
+MAX_INLINE_TOTAL = 1024 * 1024
+
+#: The large outputs of an attempt, for the next tasks.
+Large = dict[str, pickling.Parts]
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """An attempt as its worker gets it.
+
+    Attributes:
+        upstream: for each argument, which of the large outputs that come along holds it, or None.
+        has_gpu: GPUs were asked for.
+        mailbox: name of the actor that wants to know when a long attempt begins.
+    """
+
+    run_id: RunId
+    task_id: TaskId
+    attempt: int
+    name: str
+    code: Code
+    arguments: tuple[Argument, ...]
+    upstream: tuple[int | None, ...]
+    output_keys: tuple[str, ...]
+    batched: bool
+    has_gpu: bool
+    storage_url: str
+    inline_value_bytes: int
+    mailbox: str
+
+
+class _UnavailableError(Exception):
+    """Code or an argument that cannot be had; `error` says why, `lost` whether trying again may help."""
+
+    def __init__(self, error: ErrorInfo, *, lost: bool) -> None:
+        super().__init__(error)
+        self.error = error
+        self.lost = lost
+
+
+def run_attempt(
+    assignment: Assignment,
+    fetch_code: Callable[[], bytes],
+    upstream: Sequence[Mapping[str, Any] | None],
+    placement: Placement,
+) -> tuple[bytes, Large | None]:
+    """Runs an attempt to its end.
+
+    Args:
+        fetch_code: gives the code's bytes; called if this process has not loaded it yet.
+        upstream: the large outputs of other tasks that `assignment.upstream` refers to.
+
+    Returns:
+        The frame of its end, and its large outputs if there are any.
+    """
+    try:
+        with _clean_process(assignment.has_gpu):
+            function = load(assignment.code, functools.partial(_fetch, fetch_code))
+            params = _arguments(assignment, upstream)
+            outcome = _run(assignment, function, params)
+        del params
+        if isinstance(outcome, Failed):
+            return _failed(assignment, outcome.error, placement), None
+        return _pack(assignment, outcome.outputs, placement)
+    except CodeLoadError as error:
+        return _failed(assignment, error.info, placement), None
+    except _UnavailableError as error:
+        if error.lost:
+            return _lost(assignment, error.error), None
+        return _failed(assignment, error.error, placement), None
+    except BaseException as error:  # a KeyboardInterrupt of a cancellation may come at any line
+        return _failed(assignment, describe(error, assignment.name), placement), None
+
+
+def _fetch(fetch_code: Callable[[], bytes]) -> bytes:
+    try:
+        return fetch_code()
+    except Exception as error:
+        message = f"the task's code could not be fetched: {message_of(error)}"
+        info = ErrorInfo(type_name(type(error)), message)
+        raise _UnavailableError(info, lost=True) from error
+
+
+def _run(assignment: Assignment, function: Function, params: dict[str, object]) -> Outcome:
+    if assignment.batched:
+        return run_batch(function, [params], assignment.output_keys, assignment.name)[0]
+    return run_call(function, params, assignment.output_keys, assignment.name)
+
+
+@contextlib.contextmanager
+def _clean_process(has_gpu: bool) -> Iterator[None]:
+    """Gives user code a process in order, and the next attempt one that this attempt left in order."""
+    if not has_gpu:
+        # The engine leaves the variable unset, and unset means all GPUs of the machine.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    folder = os.getcwd()
+    streams = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        _return_to(folder)
+
+
+def _return_to(folder: str) -> None:
+    with contextlib.suppress(OSError):  # the user's folder may be gone
+        if os.getcwd() == folder:
+            return
+    with contextlib.suppress(OSError):
+        os.chdir(folder)
+
+
+def _arguments(
+    assignment: Assignment, upstream: Sequence[Mapping[str, Any] | None]
+) -> dict[str, object]:
+    params: dict[str, object] = {}
+    for argument, position in zip(assignment.arguments, assignment.upstream, strict=True):
+        if argument.json is not None:
+            params[argument.key] = json.loads(argument.json)
+            continue
+        try:
+            held = None if position is None else upstream[position]
+            params[argument.key] = _value(argument, held, assignment.storage_url)
+        except FileNotFoundError as error:
+            message = f"the value of {_named(argument)} is not in the storage: {error}"
+            raise _UnavailableError(ErrorInfo("FileNotFoundError", message), lost=False) from error
+        except OSError as error:
+            message = f"the value of {_named(argument)} could not be read from the storage: {error}"
+            raise _UnavailableError(
+                ErrorInfo(type_name(type(error)), message), lost=True
+            ) from error
+        except BaseException as error:
+            message = (
+                f"the value of {_named(argument)} could not be unpickled: "
+                f"{type_name(type(error))}: {message_of(error)}"
+            )
+            info = describe(error, assignment.name, message)
+            raise _UnavailableError(info, lost=False) from error
+    return params
+
+
+def _named(argument: Argument) -> str:
+    task, output = argument.source or ("", "")
+    return f"the input {argument.key!r} (output {output!r} of task {task})"
+
+
+def _value(argument: Argument, held: Mapping[str, Any] | None, storage_url: str) -> object:
+    value = argument.value
+    if value is None:
+        raise ValueError("no value was given")
+    if value.inline is not None:
+        return pickling.loads(value.inline)
+    if held is not None and argument.source is not None and argument.source[1] in held:
+        return pickling.loads(*held[argument.source[1]])
+    if value.location is None:
+        raise FileNotFoundError("it was not stored")
+    with _storage(storage_url).open(value.location) as file:
+        return pickling.load(file)
+
+
+@functools.lru_cache(maxsize=8)
+def _storage(url: str) -> FsspecStorage:
+    return FsspecStorage(url)
+
+
+def _pack(
+    assignment: Assignment, outputs: dict[str, object], placement: Placement
+) -> tuple[bytes, Large | None]:
+    """Pickles, stores and summarises what an attempt returned."""
+    values: dict[str, Value] = {}
+    large: Large = {}
+    inline_left = max(MAX_INLINE_TOTAL, assignment.inline_value_bytes)
+    for key, output in outputs.items():
+        try:
+            packed = pickling.pack(output, assignment.inline_value_bytes)
+        except BaseException as error:
+            message = (
+                f"the output {key!r} ({type_name(type(output))}) cannot be pickled: "
+                f"{type_name(type(error))}: {message_of(error)}; return data that other processes can "
+                "take, not open files, locks or connections"
+            )
+            info = describe(error, assignment.name, message)
+            return _failed(assignment, info, placement), None
+        if packed.size <= min(assignment.inline_value_bytes, inline_left):
+            inline_left -= packed.size
+            values[key] = Value(packed.size, inline=packed.data)
+            continue
+        location = location_of(assignment.run_id, assignment.task_id, assignment.attempt, key)
+        try:
+            with _storage(assignment.storage_url).write(location) as file:
+                size = packed.write(file)
+        except OSError as error:
+            message = f"the output {key!r} could not be written to the storage: {error}"
+            return _lost(assignment, ErrorInfo(type_name(type(error)), message)), None
+        values[key] = Value(size, location=location)
+        large[key] = packed.parts()
+    sizes = {key: value.size for key, value in values.items()}
+    result = summary.summarise(assignment.run_id, assignment.task_id, outputs, sizes)
+    end = TaskSucceeded(
+        assignment.task_id, assignment.attempt, time.time(), placement, result, values
+    )
+    return wire.encode_end(end), large or None
+
+
+def _failed(assignment: Assignment, error: ErrorInfo, placement: Placement) -> bytes:
+    at = time.time()
+    end = TaskFailed(assignment.task_id, assignment.attempt, at, error, placement)
+    return wire.encode_end(end)
+
+
+def _lost(assignment: Assignment, error: ErrorInfo) -> bytes:
+    return wire.encode_end(TaskLost(assignment.task_id, assignment.attempt, time.time(), error))
+
+
+def run_function(
+    code: Code,
+    fetch_code: Callable[[], bytes],
+    args: bytes,
+    kwargs: bytes,
+    *,
+    has_gpu: bool,
+    limit: int,
+) -> bytes:
+    """Calls a function with pickled arguments; returns the frame of what it returned.
+
+    `limit`: most bytes of the pickled result.
+    """
+    try:
+        with _clean_process(has_gpu):
+            function = load(code, fetch_code)
+            try:
+                given, named = pickling.loads(args), pickling.loads(kwargs)
+            except BaseException as error:
+                message = (
+                    "the call's arguments could not be unpickled: "
+                    f"{type_name(type(error))}: {message_of(error)}"
+                )
+                return wire.encode_call(describe(error, code.name, message))
+            if not isinstance(given, (list, tuple)) or not isinstance(named, dict):
+                message = "the call's arguments are not a tuple and a dict"
+                return wire.encode_call(ErrorInfo("TypeError", message))
+            returned = invoke(function, *given, **named)
+        pickled = pickling.dumps(returned)
+        if len(pickled) > limit:
+            return wire.encode_call(wire.TooLarge(len(pickled)))
+        try:
+            text = summary.json_text(returned, limit)
+        except (summary.NotJsonError, summary.TooLongError):
+            described = summary.description(returned, len(pickled))
+            text = json.dumps(described).encode()
+        return wire.encode_call((text, pickled))
+    except CodeLoadError as error:
+        return wire.encode_call(error.info)
+    except BaseException as error:
+        return wire.encode_call(describe(error, code.name))
+
+
+def render(value: Value, storage_url: str, limit: int) -> bytes:
+    """The frame of the JSON text, of at most `limit` bytes, of a stored value."""
+    try:
+        argument = Argument("value", None, None, value)
+        with _clean_process(has_gpu=False):
+            loaded = _value(argument, None, storage_url)
+        return wire.encode_rendering(summary.json_text(loaded, limit))
+    except summary.NotJsonError as error:
+        return wire.encode_rendering(wire.NotJson(str(error)))
+    except summary.TooLongError as error:
+        return wire.encode_rendering(wire.TooLarge(error.found))
+    except BaseException as error:
+        return wire.encode_rendering(describe(error, "value"))
+
+
+def encode(assignment: Assignment) -> bytes:
+    """The bytes from which a worker makes `assignment`: our own classes, pickled."""
+    return pickle.dumps(assignment, protocol=5)
+
+
+def decode(data: bytes) -> Assignment:
+    """The inverse of `encode`."""
+    assignment = pickle.loads(data)
+    assert isinstance(assignment, Assignment)
+    return assignment

@@ -1,0 +1,57 @@
+"""The Ray cluster itself: joining or starting it, and what its nodes have."""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+import ray
+
+from lattice.ids import NodeId
+from lattice.ports import EngineNode
+
+_MIB = 1024 * 1024
+
+
+def connect(port: int) -> None:
+    """Makes sure that this process is part of a Ray cluster. Blocks.
+
+    That is the cluster that the process belongs to already, else the one whose head listens on `port` of
+    this machine, else a new one of this machine, which ends with this process.
+    """
+    if ray.is_initialized():
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    if _listens(port):
+        ray.init(address=f"127.0.0.1:{port}")
+    else:
+        ray.init(include_dashboard=False)
+    if callable(before):
+        # Ray has put a handler that exits at once in the place of a server's, which stops in order.
+        signal.signal(signal.SIGTERM, before)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as connection:
+        connection.settimeout(1.0)
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def live_nodes() -> list[EngineNode]:
+    """The live nodes and all that they have. Blocks."""
+    return [
+        EngineNode(
+            node_id=NodeId(node["NodeID"]),
+            node_ip=node["NodeManagerAddress"],
+            cpu=node["Resources"].get("CPU", 0.0),
+            gpu=node["Resources"].get("GPU", 0.0),
+            memory=node["Resources"].get("memory", 0.0) / _MIB,
+        )
+        for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own gap
+        if node["Alive"]
+    ]
+
+
+def head_port() -> int:
+    """The port under which nodes join the cluster."""
+    return int(ray.get_runtime_context().gcs_address.rpartition(":")[2])

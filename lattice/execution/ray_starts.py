@@ -1,0 +1,67 @@
+"""Hears, while attempts run, that they have begun."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError
+
+from lattice.execution import wire
+from lattice.execution.mailbox import Mailbox
+from lattice.execution.ray_worker import NAMESPACE
+from lattice.ids import RunId
+from lattice.workflow.events import TaskStarted
+
+#: Seconds to wait after the mailbox failed.
+_PAUSE = 0.2
+
+_logger = logging.getLogger(__name__)
+
+
+class StartListener:
+    """Owns the mailbox actor and passes on what arrives in it. The actor dies with this process."""
+
+    def __init__(self, started: Callable[[RunId, TaskStarted], None]) -> None:
+        self._started = started
+        self._create()
+        self._task = asyncio.ensure_future(self._listen())
+
+    @property
+    def mailbox(self) -> str:
+        """The name of the mailbox in use."""
+        return self._name
+
+    def _create(self) -> None:
+        self._name = f"mailbox-{uuid.uuid4().hex}"
+        actor: Any = ray.remote(Mailbox)
+        self._actor = actor.options(
+            name=self._name, namespace=NAMESPACE, num_cpus=0, max_restarts=-1
+        ).remote()
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                reference = self._actor.drain.remote()
+                for note in await asyncio.wrap_future(reference.future()):
+                    self._started(*wire.decode_start(note))
+            except RayError as error:
+                # What was in the mailbox is lost; ends make up for starts that were not heard of.
+                _logger.warning("the mailbox failed: %s", error)
+                await asyncio.sleep(_PAUSE)
+                if isinstance(error, ActorDiedError):
+                    self._create()
+            except wire.FrameError as error:
+                _logger.warning("a note in the mailbox is not readable: %s", error)
+
+    async def close(self) -> None:
+        """Stops listening and ends the actor."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        ray.kill(self._actor)

@@ -1,0 +1,106 @@
+"""Values too large for the database, as files under an fsspec URL that every node can reach.
+
+A location is a path below the URL: `runs/{run}/{task}/{attempt}/{output}`. A file is written under another
+name and renamed when it is complete, so nobody ever sees half a value; local files are also synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from typing import IO
+from urllib.parse import quote
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from lattice.ids import RunId, TaskId
+
+#: Longest part of a path that every file system takes, less what the temporary name adds.
+_MAX_PART = 180
+
+
+def location_of(run_id: RunId, task_id: TaskId, attempt: int, output: str) -> str:
+    """Where an output of an attempt is stored."""
+    return "/".join(("runs", _part(run_id), _part(task_id), str(attempt), _part(output)))
+
+
+def _part(name: str) -> str:
+    """A file name for any text; different texts have different names."""
+    encoded = quote(name, safe="", errors="surrogatepass").replace(".", "%2E")
+    if 0 < len(encoded) <= _MAX_PART:
+        return encoded
+    # "=" is never in an encoded name, so a digest is never taken for one.
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{encoded[:100]}={digest}"
+
+
+class FsspecStorage:
+    """Reads and writes values below `url`, such as `file:///var/lattice/values` or `s3://bucket/values`."""
+
+    def __init__(self, url: str) -> None:
+        filesystem, root = fsspec.core.url_to_fs(url)
+        self._filesystem = filesystem
+        self._root = str(root).rstrip("/")
+        self._local = isinstance(filesystem, LocalFileSystem)
+
+    def read(self, location: str) -> bytes:
+        """The bytes under `location`. Raises FileNotFoundError."""
+        with self.open(location) as file:
+            return file.read()
+
+    def open(self, location: str) -> IO[bytes]:
+        """The file under `location`, to be read. Raises FileNotFoundError."""
+        path = self._path(location)
+        try:
+            opened: IO[bytes] = self._filesystem.open(path, "rb")
+        except (IsADirectoryError, NotADirectoryError, FileExistsError):  # how file systems put it
+            raise FileNotFoundError(location) from None
+        return opened
+
+    @contextlib.contextmanager
+    def write(self, location: str) -> Iterator[IO[bytes]]:
+        """A file whose content is under `location` once the block is left; not if the block raises."""
+        path = self._path(location)
+        folder = path.rpartition("/")[0]
+        temporary = f"{folder}/.{uuid.uuid4().hex}"
+        self._filesystem.makedirs(folder, exist_ok=True)
+        try:
+            with self._filesystem.open(temporary, "wb") as file:
+                yield file
+                if self._local:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if self._local:
+                os.replace(temporary, path)
+                _sync_folder(folder)
+            else:
+                self._filesystem.mv(temporary, path)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._filesystem.rm_file(temporary)
+            raise
+
+    def _path(self, location: str) -> str:
+        """The path of `location`. Raises FileNotFoundError if it would be outside the root."""
+        parts = location.split("/")
+        if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+            raise FileNotFoundError(location)
+        path = f"{self._root}/{location}"
+        if self._local:
+            # User code can write where its worker can, links too.
+            root = os.path.realpath(self._root)
+            if os.path.commonpath([root, os.path.realpath(path)]) != root:
+                raise FileNotFoundError(location)
+        return path
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,181 @@
+"""How a worker's answers travel to the dispatcher: JSON and opaque bytes, never a pickle.
+
+A frame is the length of a JSON header, the header, and the blobs that it counts. Whatever user code does
+in its process, the dispatcher parses JSON and slices bytes, and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lattice.errors import UserCodeError
+from lattice.ids import RunId, TaskId
+from lattice.ports import CallResult
+from lattice.workflow.events import (
+    ErrorInfo,
+    Placement,
+    TaskFailed,
+    TaskLost,
+    TaskStarted,
+    TaskSucceeded,
+    Value,
+)
+
+_LENGTH = struct.Struct("<I")
+
+
+class FrameError(Exception):
+    """Bytes that are no frame: user code has damaged its process."""
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """An answer over the limit; `found` in bytes."""
+
+    found: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotJson:
+    """A value that was asked for as JSON and is none."""
+
+    reason: str
+
+
+End = TaskSucceeded | TaskFailed | TaskLost
+Rendering = bytes | NotJson | TooLarge | ErrorInfo
+
+
+def _frame(header: object, blobs: Sequence[bytes] = ()) -> bytes:
+    text = json.dumps([header, [len(blob) for blob in blobs]], separators=(",", ":")).encode()
+    return b"".join((_LENGTH.pack(len(text)), text, *blobs))
+
+
+def _unframe(frame: bytes) -> tuple[Any, list[bytes]]:
+    (length,) = _LENGTH.unpack_from(frame)
+    position = _LENGTH.size + length
+    header, lengths = json.loads(frame[_LENGTH.size : position])
+    blobs = []
+    for length in lengths:
+        blobs.append(frame[position : position + length])
+        position += length
+    return header, blobs
+
+
+def encode_end(end: End) -> bytes:
+    """The frame of an attempt's end."""
+    header: dict[str, object] = {"task": end.task_id, "attempt": end.attempt, "at": end.at}
+    if not isinstance(end, TaskLost) and end.placement is not None:
+        header["placement"] = _placement(end.placement)
+    if not isinstance(end, TaskSucceeded):
+        header["error"] = _error(end.error)
+        header["lost"] = isinstance(end, TaskLost)
+        return _frame(header)
+    header["result"] = end.result
+    header["values"] = [
+        (key, value.size, value.location, value.inline is not None)
+        for key, value in end.values.items()
+    ]
+    return _frame(
+        header, [value.inline for value in end.values.values() if value.inline is not None]
+    )
+
+
+def decode_end(frame: bytes) -> End:
+    """The end that a worker reported. Raises FrameError."""
+    try:
+        header, blobs = _unframe(frame)
+        task_id, attempt, at = header["task"], header["attempt"], header["at"]
+        placement = Placement(*header["placement"]) if "placement" in header else None
+        if "error" in header:
+            error = ErrorInfo(*header["error"])
+            if header["lost"]:
+                return TaskLost(task_id, attempt, at, error)
+            return TaskFailed(task_id, attempt, at, error, placement)
+        if placement is None:
+            raise KeyError("placement")
+        inline = iter(blobs)
+        values = {
+            key: Value(size, next(inline) if is_inline else None, location)
+            for key, size, location, is_inline in header["values"]
+        }
+        return TaskSucceeded(task_id, attempt, at, placement, header["result"], values)
+    except Exception as error:
+        raise FrameError(repr(error)) from error
+
+
+def encode_start(run_id: RunId, started: TaskStarted) -> bytes:
+    """The note that an attempt has begun."""
+    return _frame([run_id, started.task_id, started.attempt, *_placement(started.placement)])
+
+
+def decode_start(frame: bytes) -> tuple[RunId, TaskStarted]:
+    """The run and the start that a worker announced. Raises FrameError."""
+    try:
+        header, _ = _unframe(frame)
+        run_id, task_id, attempt, *placement = header
+        return RunId(run_id), TaskStarted(TaskId(task_id), attempt, Placement(*placement))
+    except Exception as error:
+        raise FrameError(repr(error)) from error
+
+
+def encode_call(answer: tuple[bytes, bytes] | ErrorInfo | TooLarge) -> bytes:
+    """The frame of a call's end: the JSON text and the pickle of what it returned, or why it did not."""
+    if isinstance(answer, ErrorInfo):
+        return _frame({"error": _error(answer)})
+    if isinstance(answer, TooLarge):
+        return _frame({"too_large": answer.found})
+    return _frame({}, answer)
+
+
+def decode_call(frame: bytes) -> CallResult | UserCodeError | TooLarge:
+    """What a call came to. Raises FrameError."""
+    try:
+        header, blobs = _unframe(frame)
+        if "error" in header:
+            return UserCodeError(*header["error"])
+        if "too_large" in header:
+            return TooLarge(header["too_large"])
+        text, pickled = blobs
+        return CallResult(json.loads(text), pickled)
+    except Exception as error:
+        raise FrameError(repr(error)) from error
+
+
+def encode_rendering(rendering: Rendering) -> bytes:
+    """The frame of a value's JSON text, or of why there is none."""
+    if isinstance(rendering, NotJson):
+        return _frame({"not_json": rendering.reason})
+    if isinstance(rendering, TooLarge):
+        return _frame({"too_large": rendering.found})
+    if isinstance(rendering, ErrorInfo):
+        return _frame({"error": _error(rendering)})
+    return _frame({}, [rendering])
+
+
+def decode_rendering(frame: bytes) -> Rendering:
+    """The inverse of `encode_rendering`. Raises FrameError."""
+    try:
+        header, blobs = _unframe(frame)
+        if "not_json" in header:
+            return NotJson(header["not_json"])
+        if "too_large" in header:
+            return TooLarge(header["too_large"])
+        if "error" in header:
+            return ErrorInfo(*header["error"])
+        (text,) = blobs
+        return text
+    except Exception as error:
+        raise FrameError(repr(error)) from error
+
+
+def _placement(placement: Placement) -> list[object]:
+    return [placement.node_id, placement.node_ip, placement.at]
+
+
+def _error(error: ErrorInfo) -> list[str]:
+    return [error.type, error.message, error.traceback]

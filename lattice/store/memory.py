@@ -1,0 +1,250 @@
+"""The store in memory: for tests, and for a service that may forget everything when it stops."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from typing import assert_never
+
+from lattice.errors import LeaseLostError, StoreUnavailableError
+from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
+from lattice.ports import (
+    AppendMessage,
+    DeleteEdge,
+    DeleteTask,
+    FinishRun,
+    PutBlob,
+    PutEdge,
+    PutNode,
+    PutReply,
+    PutRun,
+    PutTask,
+    PutWorkflow,
+    ReplyRecord,
+    RunRecord,
+    WorkflowRecord,
+    Write,
+)
+from lattice.store.results import is_result
+from lattice.workflow.events import Value
+from lattice.workflow.run import RunStatus
+
+_SEQ = attrgetter("seq")
+
+
+@dataclass(slots=True)
+class _Draft:
+    """The tasks and edges of a workflow, in the order in which they were first put."""
+
+    tasks: dict[TaskId, str] = field(default_factory=dict)
+    edges: dict[tuple[TaskId, TaskId], None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Log:
+    """A run's messages in the order of their seq, and the values of its finished tasks."""
+
+    messages: list[AppendMessage] = field(default_factory=list)
+    values: dict[TaskId, dict[str, Value]] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """A `Store` whose state lasts as long as the object. One lock makes each method atomic."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lease = 0
+        self._workflows: dict[WorkflowId, float] = {}
+        self._drafts: dict[WorkflowId, _Draft] = {}
+        self._blobs: dict[Digest, bytes] = {}
+        self._runs: dict[RunId, RunRecord] = {}
+        self._logs: dict[RunId, _Log] = {}
+        self._nodes: dict[NodeId, str] = {}
+        self._replies: dict[str, ReplyRecord] = {}
+
+    def acquire_lease(self) -> int:
+        """Takes the lease; returns its number."""
+        with self._lock:
+            self._lease += 1
+            return self._lease
+
+    def commit(self, lease: int, writes: Sequence[Write]) -> None:
+        """Applies all of `writes` or, where one of them is refused or the lease is lost, none."""
+        with self._lock:
+            if lease != self._lease or not self._lease:
+                raise LeaseLostError(lease, self._lease)
+            # What may be refused is looked for first, so that nothing ever has to be undone.
+            self._refuse_defects(writes)
+            for write in writes:
+                self._apply(write)
+
+    def load_workflow(self, workflow_id: WorkflowId) -> WorkflowRecord | None:
+        """A workflow with its tasks and explicit edges, or None."""
+        with self._lock:
+            if workflow_id not in self._workflows:
+                return None
+            draft = self._drafts.get(workflow_id, _Draft())
+            return WorkflowRecord(
+                workflow_id=workflow_id,
+                created=self._workflows[workflow_id],
+                tasks=tuple(draft.tasks.values()),
+                edges=tuple(draft.edges),
+            )
+
+    def load_blob(self, digest: Digest) -> bytes | None:
+        """The bytes under `digest`, or None."""
+        with self._lock:
+            return self._blobs.get(digest)
+
+    def load_run(self, run_id: RunId) -> RunRecord | None:
+        """A run, or None."""
+        with self._lock:
+            return self._runs.get(run_id)
+
+    def list_runs(
+        self,
+        limit: int,
+        *,
+        workflow_id: WorkflowId | None = None,
+        status: str | None = None,
+        before: RunId | None = None,
+    ) -> list[RunRecord]:
+        """Runs, newest first; none if `before` names no run."""
+        with self._lock:
+            runs = self._oldest_first()
+            if before is not None:
+                last = self._runs.get(before)
+                runs = [] if last is None else runs[: runs.index(last)]
+        wanted = (
+            run
+            for run in reversed(runs)
+            if workflow_id in (None, run.workflow_id) and status in (None, run.status)
+        )
+        return list(itertools.islice(wanted, limit))
+
+    def unfinished_runs(self) -> list[RunRecord]:
+        """Every run whose status is `running`, oldest first."""
+        with self._lock:
+            return [run for run in self._oldest_first() if run.status == RunStatus.RUNNING]
+
+    def load_messages(self, run_id: RunId, after: int, limit: int) -> list[str]:
+        """Up to `limit` messages with a seq above `after`."""
+        with self._lock:
+            messages = self._logs.get(run_id, _Log()).messages
+            first = bisect.bisect_right(messages, after, key=_SEQ)
+            return [message.document for message in messages[first : first + limit]]
+
+    def load_values(self, run_id: RunId) -> dict[TaskId, dict[str, Value]]:
+        """The outputs of a run's finished tasks; a task without outputs is not among them."""
+        with self._lock:
+            values = self._logs.get(run_id, _Log()).values
+            return {task_id: dict(outputs) for task_id, outputs in values.items()}
+
+    def load_task_values(self, run_id: RunId, task_id: TaskId) -> dict[str, Value]:
+        """The outputs of a task."""
+        with self._lock:
+            return dict(self._logs.get(run_id, _Log()).values.get(task_id, {}))
+
+    def load_task_result(self, run_id: RunId, task_id: TaskId) -> str | None:
+        """The JSON text of a task's `finish_task` message, or None."""
+        with self._lock:
+            messages = reversed(self._logs.get(run_id, _Log()).messages)
+            documents = [message.document for message in messages if message.task_id == task_id]
+        return next(filter(is_result, documents), None)
+
+    def load_nodes(self) -> list[str]:
+        """The registered nodes, first put first."""
+        with self._lock:
+            return list(self._nodes.values())
+
+    def load_reply(self, key: str) -> ReplyRecord | None:
+        """The stored answer for an idempotency key, or None."""
+        with self._lock:
+            return self._replies.get(key)
+
+    def close(self) -> None:
+        """There is nothing to release."""
+
+    def _oldest_first(self) -> list[RunRecord]:
+        # Sorting keeps the order of insertion among runs of the same time.
+        return sorted(self._runs.values(), key=attrgetter("created"))
+
+    def _refuse_defects(self, writes: Sequence[Write]) -> None:
+        workflows: set[WorkflowId] = set()
+        runs: set[RunId] = set()
+        messages: set[tuple[RunId, int]] = set()
+        for write in writes:
+            match write:
+                case PutWorkflow(workflow_id=workflow_id):
+                    if workflow_id in self._workflows or workflow_id in workflows:
+                        raise StoreUnavailableError(f"store: workflow {workflow_id} exists")
+                    workflows.add(workflow_id)
+                case PutRun(run_id=run_id):
+                    if run_id in self._runs or run_id in runs:
+                        raise StoreUnavailableError(f"store: run {run_id} exists")
+                    runs.add(run_id)
+                case FinishRun(run_id=run_id):
+                    if run_id not in self._runs and run_id not in runs:
+                        raise StoreUnavailableError(f"store: run {run_id} does not exist")
+                case AppendMessage(task_id=None, values=values) if values:
+                    raise StoreUnavailableError("store: values that are no task's")
+                case AppendMessage(run_id=run_id, seq=seq):
+                    if self._has_message(run_id, seq) or (run_id, seq) in messages:
+                        raise StoreUnavailableError(f"store: message {seq} of run {run_id} exists")
+                    messages.add((run_id, seq))
+
+    def _has_message(self, run_id: RunId, seq: int) -> bool:
+        messages = self._logs.get(run_id, _Log()).messages
+        at = bisect.bisect_left(messages, seq, key=_SEQ)
+        return at < len(messages) and messages[at].seq == seq
+
+    def _apply(self, write: Write) -> None:
+        match write:
+            case PutWorkflow():
+                self._workflows[write.workflow_id] = write.created
+            case PutTask():
+                self._draft(write.workflow_id).tasks[write.task_id] = write.document
+            case DeleteTask():
+                draft = self._draft(write.workflow_id)
+                draft.tasks.pop(write.task_id, None)
+                draft.edges = {edge: None for edge in draft.edges if write.task_id not in edge}
+            case PutEdge():
+                self._draft(write.workflow_id).edges[write.source, write.target] = None
+            case DeleteEdge():
+                self._draft(write.workflow_id).edges.pop((write.source, write.target), None)
+            case PutBlob():
+                self._blobs.setdefault(write.digest, write.data)
+            case PutRun():
+                self._runs[write.run_id] = RunRecord(
+                    run_id=write.run_id,
+                    workflow_id=write.workflow_id,
+                    graph=write.graph,
+                    status=RunStatus.RUNNING.value,
+                    created=write.created,
+                    finished=None,
+                )
+            case AppendMessage():
+                log = self._logs.setdefault(write.run_id, _Log())
+                bisect.insort(log.messages, write, key=_SEQ)
+                if write.task_id is not None and write.values:
+                    log.values.setdefault(write.task_id, {}).update(write.values)
+            case FinishRun():
+                run = self._runs[write.run_id]
+                self._runs[write.run_id] = replace(
+                    run, status=write.status, finished=write.finished
+                )
+            case PutNode():
+                self._nodes[write.node_id] = write.document
+            case PutReply():
+                self._replies.setdefault(
+                    write.key, ReplyRecord(write.key, write.fingerprint, write.document)
+                )
+            case _:
+                assert_never(write)
+
+    def _draft(self, workflow_id: WorkflowId) -> _Draft:
+        return self._drafts.setdefault(workflow_id, _Draft())

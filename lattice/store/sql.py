@@ -1,0 +1,220 @@
+"""The store in a database, by SQLAlchemy Core: one code for SQLite and PostgreSQL.
+
+Each method is one transaction. Reads see one state of the database and hinder nobody.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Engine, Row, Select, select, tuple_
+from sqlalchemy.exc import DataError
+
+from lattice.errors import LeaseLostError, StoreUnavailableError
+from lattice.ids import Digest, RunId, TaskId, WorkflowId
+from lattice.ports import ReplyRecord, RunRecord, WorkflowRecord, Write
+from lattice.store.database import for_reading, for_writing, refusals_as_unavailable
+from lattice.store.results import is_result
+from lattice.store.statements import WriteStatements
+from lattice.store.tables import (
+    blobs,
+    edges,
+    messages,
+    nodes,
+    replies,
+    runs,
+    task_values,
+    tasks,
+    workflows,
+)
+from lattice.workflow.events import Value
+from lattice.workflow.run import RunStatus
+
+#: Runs as records.
+_RUNS = select(
+    runs.c.run_id,
+    runs.c.workflow_id,
+    runs.c.graph,
+    runs.c.status,
+    runs.c.created,
+    runs.c.finished,
+)
+
+#: Values with what names them.
+_VALUES = select(
+    task_values.c.task_id,
+    task_values.c.key,
+    task_values.c.size,
+    task_values.c.inline,
+    task_values.c.location,
+)
+
+
+class SqlStore:
+    """A `Store` in SQLite or PostgreSQL. `engine` is of a database with the current schema."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writer = for_writing(engine)
+        self._reader = for_reading(engine)
+        self._statements = WriteStatements(engine.dialect.name)
+        # Writers of this process queue here, in a fair way and without holding a connection each.
+        self._writing = threading.Lock()
+
+    def acquire_lease(self) -> int:
+        """Takes the lease; returns its number. Waits for the commit under way, if there is one."""
+        with self._writing, refusals_as_unavailable(), self._writer.begin() as connection:
+            return int(connection.execute(self._statements.acquire_lease).scalar_one())
+
+    def commit(self, lease: int, writes: Sequence[Write]) -> None:
+        """Makes all of `writes` durable or none; see `WriteStatements.plan` for how.
+
+        Raises:
+            LeaseLostError: a larger lease was acquired.
+            StoreUnavailableError: the database cannot be reached or refuses one of `writes`, such as a
+                message or a run that exists already, or the end of a run that does not.
+        """
+        plan = self._statements.plan(writes)
+        with self._writing, refusals_as_unavailable(), self._writer.begin() as connection:
+            current = connection.execute(self._statements.lock_lease).scalar_one_or_none()
+            if current != lease:
+                raise LeaseLostError(lease, current or 0)
+            for statement, rows in plan:
+                result = connection.execute(statement, rows)
+                if statement is self._statements.finish_run and result.rowcount != len(rows):
+                    raise StoreUnavailableError(
+                        f"store: of {len(rows)} runs to finish only {result.rowcount} exist"
+                    )
+
+    def load_workflow(self, workflow_id: WorkflowId) -> WorkflowRecord | None:
+        """A workflow with its tasks and explicit edges, or None."""
+        of_workflow, of_tasks, of_edges = self._read(
+            select(workflows.c.created).where(workflows.c.workflow_id == workflow_id),
+            select(tasks.c.document)
+            .where(tasks.c.workflow_id == workflow_id)
+            .order_by(tasks.c.position),
+            select(edges.c.source, edges.c.target)
+            .where(edges.c.workflow_id == workflow_id)
+            .order_by(edges.c.position),
+        )
+        if not of_workflow:
+            return None
+        return WorkflowRecord(
+            workflow_id=workflow_id,
+            created=of_workflow[0].created,
+            tasks=tuple(row.document for row in of_tasks),
+            edges=tuple((row.source, row.target) for row in of_edges),
+        )
+
+    def load_blob(self, digest: Digest) -> bytes | None:
+        """The bytes under `digest`, or None."""
+        (rows,) = self._read(select(blobs.c.data).where(blobs.c.digest == digest))
+        return rows[0].data if rows else None
+
+    def load_run(self, run_id: RunId) -> RunRecord | None:
+        """A run, or None."""
+        (rows,) = self._read(_RUNS.where(runs.c.run_id == run_id))
+        return RunRecord(**rows[0]._mapping) if rows else None
+
+    def list_runs(
+        self,
+        limit: int,
+        *,
+        workflow_id: WorkflowId | None = None,
+        status: str | None = None,
+        before: RunId | None = None,
+    ) -> list[RunRecord]:
+        """Runs, newest first; none if `before` names no run."""
+        statement = _RUNS.order_by(runs.c.created.desc(), runs.c.position.desc()).limit(limit)
+        if workflow_id is not None:
+            statement = statement.where(runs.c.workflow_id == workflow_id)
+        if status is not None:
+            statement = statement.where(runs.c.status == status)
+        if before is not None:
+            # The place of a run in the order never changes, so it can be read in a transaction before.
+            (last,) = self._read(
+                select(runs.c.created, runs.c.position).where(runs.c.run_id == before)
+            )
+            if not last:
+                return []
+            statement = statement.where(tuple_(runs.c.created, runs.c.position) < tuple(last[0]))
+        (rows,) = self._read(statement)
+        return [RunRecord(**row._mapping) for row in rows]
+
+    def unfinished_runs(self) -> list[RunRecord]:
+        """Every run whose status is `running`, oldest first."""
+        (rows,) = self._read(
+            _RUNS.where(runs.c.status == RunStatus.RUNNING.value).order_by(
+                runs.c.created, runs.c.position
+            )
+        )
+        return [RunRecord(**row._mapping) for row in rows]
+
+    def load_messages(self, run_id: RunId, after: int, limit: int) -> list[str]:
+        """Up to `limit` messages with a seq above `after`."""
+        (rows,) = self._read(
+            select(messages.c.document)
+            .where(messages.c.run_id == run_id, messages.c.seq > after)
+            .order_by(messages.c.seq)
+            .limit(limit)
+        )
+        return [row.document for row in rows]
+
+    def load_values(self, run_id: RunId) -> dict[TaskId, dict[str, Value]]:
+        """The outputs of a run's finished tasks; a task without outputs is not among them."""
+        (rows,) = self._read(_VALUES.where(task_values.c.run_id == run_id))
+        values: dict[TaskId, dict[str, Value]] = {}
+        for row in rows:
+            values.setdefault(row.task_id, {})[row.key] = _value(row)
+        return values
+
+    def load_task_values(self, run_id: RunId, task_id: TaskId) -> dict[str, Value]:
+        """The outputs of a task."""
+        (rows,) = self._read(
+            _VALUES.where(task_values.c.run_id == run_id, task_values.c.task_id == task_id)
+        )
+        return {row.key: _value(row) for row in rows}
+
+    def load_task_result(self, run_id: RunId, task_id: TaskId) -> str | None:
+        """The JSON text of a task's `finish_task` message, or None."""
+        # A task has a few messages, the result being the last of them, or there is none.
+        (rows,) = self._read(
+            select(messages.c.document)
+            .where(messages.c.run_id == run_id, messages.c.task_id == task_id)
+            .order_by(messages.c.seq.desc())
+        )
+        return next((row.document for row in rows if is_result(row.document)), None)
+
+    def load_nodes(self) -> list[str]:
+        """The registered nodes, first put first."""
+        (rows,) = self._read(select(nodes.c.document).order_by(nodes.c.position))
+        return [row.document for row in rows]
+
+    def load_reply(self, key: str) -> ReplyRecord | None:
+        """The stored answer for an idempotency key, or None."""
+        (rows,) = self._read(
+            select(replies.c.key, replies.c.fingerprint, replies.c.document).where(
+                replies.c.key == key
+            )
+        )
+        return ReplyRecord(**rows[0]._mapping) if rows else None
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._engine.dispose()
+
+    def _read(self, *statements: Select[Any]) -> list[Sequence[Row[Any]]]:
+        """The rows of each of `statements`, all of one state of the database."""
+        with refusals_as_unavailable(), self._reader.connect() as connection:
+            try:
+                return [connection.execute(statement).all() for statement in statements]
+            except (DataError, UnicodeEncodeError, OverflowError):
+                # An id from a request that no column can hold (NUL, half a surrogate pair), or a number
+                # beyond its type: then no row has it. Both drivers look before they ask the database.
+                return [[] for _ in statements]
+
+
+def _value(row: Row[Any]) -> Value:
+    return Value(size=row.size, inline=row.inline, location=row.location)

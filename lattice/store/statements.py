@@ -1,0 +1,216 @@
+"""The SQL of every write, and in which statements a group of writes goes to the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+from sqlalchemy import Insert, Table, UpdateBase, bindparam, delete, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from lattice.ports import (
+    AppendMessage,
+    DeleteEdge,
+    DeleteTask,
+    FinishRun,
+    PutBlob,
+    PutEdge,
+    PutNode,
+    PutReply,
+    PutRun,
+    PutTask,
+    PutWorkflow,
+    Write,
+)
+from lattice.store import tables
+from lattice.workflow.run import RunStatus
+
+Row = dict[str, object]
+
+
+class WriteStatements:
+    """Statements for one of the two dialects, made once, so that compiled forms are reused.
+
+    What is put again keeps its position: an upsert changes the row that is there. The statements that
+    insert without an ON CONFLICT are of things that must be new; a second one is refused.
+    """
+
+    def __init__(self, dialect: str) -> None:
+        #: Takes the lease; returns its number.
+        self.acquire_lease = (
+            _insert(dialect, tables.lease)
+            .values(id=1, number=1)
+            .on_conflict_do_update(
+                index_elements=["id"], set_={"number": tables.lease.c.number + 1}
+            )
+            .returning(tables.lease.c.number)
+        )
+        #: The lease's number, which nobody else can change until the transaction ends. SQLite knows no
+        #: FOR UPDATE; there the transaction has locked the whole database: `database.for_writing`.
+        self.lock_lease = select(tables.lease.c.number).with_for_update()
+        self.put_workflow = tables.workflows.insert()
+        #: A new task comes last, a changed one stays where it is.
+        self.put_task = _upsert(dialect, tables.tasks, ["workflow_id", "task_id"], ["document"])
+        self.delete_task = delete(tables.tasks).where(
+            tables.tasks.c.workflow_id == bindparam("workflow_id"),
+            tables.tasks.c.task_id == bindparam("task_id"),
+        )
+        self.delete_edges_of_task = delete(tables.edges).where(
+            tables.edges.c.workflow_id == bindparam("workflow_id"),
+            or_(
+                tables.edges.c.source == bindparam("task_id"),
+                tables.edges.c.target == bindparam("task_id"),
+            ),
+        )
+        self.put_edge = _insert(dialect, tables.edges).on_conflict_do_nothing()
+        self.delete_edge = delete(tables.edges).where(
+            tables.edges.c.workflow_id == bindparam("workflow_id"),
+            tables.edges.c.source == bindparam("source"),
+            tables.edges.c.target == bindparam("target"),
+        )
+        self.put_blob = _insert(dialect, tables.blobs).on_conflict_do_nothing()
+        self.put_run = tables.runs.insert()
+        self.append_message = tables.messages.insert()
+        #: A value that was lost and computed again replaces the lost one.
+        self.put_value = _upsert(
+            dialect,
+            tables.task_values,
+            ["run_id", "task_id", "key"],
+            ["size", "inline", "location"],
+        )
+        self.finish_run = (
+            update(tables.runs)
+            .where(tables.runs.c.run_id == bindparam("ended_run"))
+            .values(status=bindparam("status"), finished=bindparam("finished"))
+        )
+        self.put_node = _upsert(dialect, tables.nodes, ["node_id"], ["document"])
+        #: The first answer stands.
+        self.put_reply = _insert(dialect, tables.replies).on_conflict_do_nothing()
+
+    def plan(self, writes: Sequence[Write]) -> list[tuple[UpdateBase, list[Row]]]:
+        """Statements, each with the rows to execute it for, that amount to `writes` in their order.
+
+        Many rows for one statement cost a small part of as many statements, so the writes of a kind
+        are put together across the others. That changes nothing where two kinds touch different
+        tables, nor for a run, which is put before it is finished. Only edits of workflows depend
+        on what is between them (a deleted task takes edges along): of those, neighbours of the same
+        kind are put together.
+        """
+        edits: list[tuple[UpdateBase, list[Row]]] = []
+        of_kind: dict[UpdateBase, list[Row]] = {
+            self.put_workflow: [],
+            self.put_blob: [],
+            self.put_run: [],
+            self.append_message: [],
+            self.put_value: [],
+            self.finish_run: [],
+            self.put_node: [],
+            self.put_reply: [],
+        }
+
+        def edit(statement: UpdateBase, row: Row) -> None:
+            if not edits or edits[-1][0] is not statement:
+                edits.append((statement, []))
+            edits[-1][1].append(row)
+
+        for write in writes:
+            match write:
+                case AppendMessage():
+                    of_kind[self.append_message].append(
+                        {
+                            "run_id": write.run_id,
+                            "seq": write.seq,
+                            "task_id": write.task_id,
+                            "document": write.document,
+                        }
+                    )
+                    of_kind[self.put_value].extend(_value_rows(write))
+                case PutRun():
+                    of_kind[self.put_run].append(
+                        {
+                            "run_id": write.run_id,
+                            "workflow_id": write.workflow_id,
+                            "graph": write.graph,
+                            "status": RunStatus.RUNNING.value,
+                            "created": write.created,
+                            "finished": None,
+                        }
+                    )
+                case FinishRun():
+                    of_kind[self.finish_run].append(
+                        {
+                            "ended_run": write.run_id,
+                            "status": write.status,
+                            "finished": write.finished,
+                        }
+                    )
+                case PutBlob():
+                    of_kind[self.put_blob].append({"digest": write.digest, "data": write.data})
+                case PutReply():
+                    of_kind[self.put_reply].append(
+                        {
+                            "key": write.key,
+                            "fingerprint": write.fingerprint,
+                            "document": write.document,
+                            "created": write.created,
+                        }
+                    )
+                case PutNode():
+                    of_kind[self.put_node].append(
+                        {"node_id": write.node_id, "document": write.document}
+                    )
+                case PutWorkflow():
+                    of_kind[self.put_workflow].append(
+                        {"workflow_id": write.workflow_id, "created": write.created}
+                    )
+                case PutTask():
+                    edit(
+                        self.put_task,
+                        {
+                            "workflow_id": write.workflow_id,
+                            "task_id": write.task_id,
+                            "document": write.document,
+                        },
+                    )
+                case DeleteTask():
+                    row: Row = {"workflow_id": write.workflow_id, "task_id": write.task_id}
+                    edit(self.delete_task, row)
+                    edit(self.delete_edges_of_task, row)
+                case PutEdge():
+                    edit(self.put_edge, _edge_row(write))
+                case DeleteEdge():
+                    edit(self.delete_edge, _edge_row(write))
+                case _:
+                    assert_never(write)
+        return edits + [(statement, rows) for statement, rows in of_kind.items() if rows]
+
+
+def _insert(dialect: str, table: Table) -> Any:
+    # The two classes have the same methods, but no common base that has ON CONFLICT.
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+
+
+def _upsert(dialect: str, table: Table, key: list[str], changed: list[str]) -> Insert:
+    statement = _insert(dialect, table)
+    upsert: Insert = statement.on_conflict_do_update(
+        index_elements=key, set_={column: statement.excluded[column] for column in changed}
+    )
+    return upsert
+
+
+def _value_rows(write: AppendMessage) -> list[Row]:
+    return [
+        {
+            "run_id": write.run_id,
+            "task_id": write.task_id,
+            "key": key,
+            "size": value.size,
+            "inline": value.inline,
+            "location": value.location,
+        }
+        for key, value in write.values.items()
+    ]
+
+
+def _edge_row(write: PutEdge | DeleteEdge) -> Row:
+    return {"workflow_id": write.workflow_id, "source": write.source, "target": write.target}

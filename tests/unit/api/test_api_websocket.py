@@ -1,0 +1,178 @@
+"""The WebSocket of a run: every message once, in order, whatever happens on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from fastapi import FastAPI
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from lattice.errors import InvalidTransitionError, UnavailableError
+from tests.unit.api.scripted import ScriptedRun, ScriptedService, message
+from tests.unit.api.served import served, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def heard(url: str, **options: object) -> tuple[list[str], int, str]:
+    """All messages, the close code and the reason."""
+    messages: list[str] = []
+    async with asyncio.timeout(10), connect(url, **options) as socket:  # type: ignore[arg-type]
+        try:
+            while True:
+                messages.append(str(await socket.recv()))
+        except ConnectionClosed:
+            return messages, socket.close_code or 0, socket.close_reason or ""
+
+
+@pytest.fixture
+def run(service: ScriptedService) -> ScriptedRun:
+    run = service.runs["r1"] = ScriptedRun()
+    return run
+
+
+async def test_each_message_is_a_frame_and_1000_comes_after_the_last(
+    app: FastAPI, run: ScriptedRun
+) -> None:
+    await run.say(3, last=True)
+    async with served(app) as address:
+        assert await heard(f"ws://{address}/get_workflow_res/w1/r1") == (
+            [message(1), message(2), message(3)],
+            1000,
+            "",
+        )
+
+
+async def test_a_message_is_sent_when_it_happens(app: FastAPI, run: ScriptedRun) -> None:
+    async with served(app) as address, connect(f"ws://{address}/get_workflow_res/w1/r1") as socket:
+        for seq in (1, 2):
+            await run.say()
+            async with asyncio.timeout(5):
+                assert await socket.recv() == message(seq)
+
+
+async def test_after_resumes_behind_that_message(app: FastAPI, run: ScriptedRun) -> None:
+    await run.say(5, last=True)
+    async with served(app) as address:
+        messages, code, _ = await heard(f"ws://{address}/get_workflow_res/w1/r1?after=3")
+        assert (messages, code) == ([message(4), message(5)], 1000)
+        assert await heard(f"ws://{address}/get_workflow_res/w1/r1?after=5") == ([], 1000, "")
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "1.5", "", "9" * 20, "%C2%B2"])
+async def test_a_bad_after_closes_4400_with_the_reason(
+    app: FastAPI, run: ScriptedRun, after: str
+) -> None:
+    async with served(app) as address:
+        messages, code, reason = await heard(f"ws://{address}/get_workflow_res/w1/r1?after={after}")
+    assert (messages, code) == ([], 4400)
+    assert reason.startswith("after: found ")
+
+
+@pytest.mark.parametrize("run_id", ["r2", "%00", "a%20b", "%F0%9F%8E%88" * 40])
+async def test_an_unknown_run_closes_4404_with_the_reason(app: FastAPI, run_id: str) -> None:
+    async with served(app) as address:
+        messages, code, reason = await heard(f"ws://{address}/get_workflow_res/w1/{run_id}")
+    assert (messages, code) == ([], 4404)
+    assert reason.startswith("Run ")
+
+
+async def test_an_interruption_of_the_orchestrator_repeats_and_loses_nothing(
+    app: FastAPI, run: ScriptedRun
+) -> None:
+    messages: list[str] = []
+    async with (
+        served(app) as address,
+        connect(f"ws://{address}/get_workflow_res/w1/r1") as socket,
+        asyncio.timeout(10),
+    ):
+        for round in range(4):
+            await run.until(lambda run: run.open_streams == 1)
+            await run.say(2)
+            if round % 2:
+                # Broken between two messages that arrived, else before they were handed on.
+                messages += [str(await socket.recv()), str(await socket.recv())]
+            opened = len(run.opened_after)
+            await run.fail(UnavailableError("restarting"), reachable=False)
+            await run.say()
+            await run.until(lambda run, opened=opened: len(run.opened_after) > opened + 2)  # type: ignore[misc]
+            run.reachable = True
+            while len(messages) < len(run.log):
+                messages.append(str(await socket.recv()))
+        await run.say(last=True)
+        messages += [str(text) async for text in socket]
+        assert socket.close_code == 1000
+    assert messages == [message(seq) for seq in range(1, 14)]
+    assert run.open_streams == 0
+
+
+async def test_an_orchestrator_that_stays_away_closes_1013(app: FastAPI, run: ScriptedRun) -> None:
+    app.state.holder.streams = replace(app.state.holder.streams, patience=0.2)
+    await run.say(2)
+    async with served(app) as address:
+        listening = asyncio.create_task(heard(f"ws://{address}/get_workflow_res/w1/r1"))
+        await run.until(lambda run: run.open_streams == 1)
+        await run.fail(UnavailableError("gone"), reachable=False)
+        assert await listening == (
+            [message(1), message(2)],
+            1013,
+            "the orchestrator is away",
+        )
+
+
+async def test_a_defect_closes_1011_and_does_not_tell(
+    app: FastAPI, run: ScriptedRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(app) as address:
+        for error in (
+            KeyError("secret"),
+            InvalidTransitionError("r1", "t", "done", "started", []),
+        ):
+            listening = asyncio.create_task(heard(f"ws://{address}/get_workflow_res/w1/r1"))
+            await run.until(lambda run: run.open_streams == 1)
+            await run.fail(error)
+            messages, code, reason = await listening
+            assert (messages, code) == ([], 1011)
+            assert "secret" not in reason
+    assert "secret" in caplog.text
+
+
+async def test_a_client_that_leaves_ends_its_stream_at_once(app: FastAPI, run: ScriptedRun) -> None:
+    async with served(app) as address:
+        before = asyncio.all_tasks()
+        sockets = [await connect(f"ws://{address}/get_workflow_res/w1/r1") for _ in range(10)]
+        await run.until(lambda run: run.open_streams == 10)
+        # Some take leave, some are cut off.
+        for place, socket in enumerate(sockets):
+            if place % 2:
+                socket.transport.abort()
+            await socket.close()
+        await until(lambda: not run.open_streams and not asyncio.all_tasks() - before)
+
+
+async def test_what_a_client_says_is_ignored(app: FastAPI, run: ScriptedRun) -> None:
+    async with served(app) as address, connect(f"ws://{address}/get_workflow_res/w1/r1") as socket:
+        await socket.send("hello")
+        await socket.send(b"\0")
+        await run.say()
+        assert await socket.recv() == message(1)
+
+
+async def test_without_an_orchestrator_the_handshake_is_refused(app: FastAPI) -> None:
+    app.state.holder.orchestrator = None
+    async with served(app) as address:
+        with pytest.raises(InvalidStatus):
+            await heard(f"ws://{address}/get_workflow_res/w1/r1")
+
+
+async def test_another_sites_page_is_refused_in_the_handshake(
+    app: FastAPI, run: ScriptedRun
+) -> None:
+    async with served(app) as address:
+        with pytest.raises(InvalidStatus) as refused:
+            await heard(f"ws://{address}/get_workflow_res/w1/r1", origin="https://evil.example")
+    assert refused.value.response.status_code == 403
+    assert run.opened_after == []

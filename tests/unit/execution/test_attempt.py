@@ -1,0 +1,367 @@
+"""An attempt, a call and a rendering in a worker process, from what comes in to what goes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from lattice.errors import UserCodeError
+from lattice.execution import attempt, pickling, wire
+from lattice.execution.attempt import Assignment, Large
+from lattice.execution.storage import FsspecStorage
+from lattice.ids import Digest, NodeId, RunId, TaskId
+from lattice.ports import Argument, CallResult
+from lattice.workflow.events import (
+    ErrorInfo,
+    Placement,
+    TaskFailed,
+    TaskLost,
+    TaskSucceeded,
+    Value,
+)
+from lattice.workflow.task import Code, CodeForm
+
+numpy = pytest.importorskip("numpy")
+
+PLACEMENT = Placement(NodeId("n"), "10.0.0.1", 5.0)
+INLINE = 1024
+
+
+class Worker:
+    """Runs attempts of pickled functions, with a storage of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.storage = FsspecStorage(url)
+
+    def run(
+        self,
+        function: object,
+        arguments: tuple[Argument, ...] = (),
+        outputs: tuple[str, ...] = (),
+        upstream: tuple[Large | None, ...] = (),
+        **changes: Any,
+    ) -> tuple[wire.End, Large | None]:
+        code, data = pickled(function)
+        assignment = Assignment(
+            run_id=RunId("r"),
+            task_id=TaskId("t"),
+            attempt=2,
+            name="work",
+            code=code,
+            arguments=arguments,
+            upstream=tuple(0 if each.source and upstream else None for each in arguments),
+            output_keys=outputs,
+            batched=False,
+            has_gpu=False,
+            storage_url=self.url,
+            inline_value_bytes=INLINE,
+            mailbox="m",
+        )
+        assignment = attempt.decode(attempt.encode(dataclasses.replace(assignment, **changes)))
+        frame, large = attempt.run_attempt(assignment, lambda: data, upstream, PLACEMENT)
+        return wire.decode_end(frame), large
+
+    def succeed(self, function: object, *args: Any, **changes: Any) -> TaskSucceeded:
+        end, _ = self.run(function, *args, **changes)
+        assert isinstance(end, TaskSucceeded), end
+        return end
+
+    def fail(self, function: object, *args: Any, **changes: Any) -> ErrorInfo:
+        end, large = self.run(function, *args, **changes)
+        assert isinstance(end, TaskFailed), end
+        assert large is None
+        assert end.placement == PLACEMENT
+        return end.error
+
+
+def pickled(function: object) -> tuple[Code, bytes]:
+    data = cloudpickle.dumps(function)
+    return Code(Digest(hashlib.sha256(data).hexdigest()), CodeForm.PICKLE, "work"), data
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    return Worker(tmp_path.as_uri())
+
+
+def given(key: str, value: object) -> Argument:
+    return Argument(key, json.dumps(value))
+
+
+def from_task(key: str, value: Value, output: str = "out") -> Argument:
+    return Argument(key, None, (TaskId("before"), output), value)
+
+
+def test_an_attempt_reports_result_values_and_placement(worker: Worker) -> None:
+    """Everything the run machine and the store need."""
+    end = worker.succeed(lambda p: {"y": p["x"] + 1, "z": {3}}, (given("x", 1),), ("y",))
+    assert (end.task_id, end.attempt, end.placement) == ("t", 2, PLACEMENT)
+    assert end.result["y"] == 2
+    assert end.result["z"] == {
+        "type": "set",
+        "size": end.values["z"].size,
+        "url": "/runs/r/tasks/t/result/z",
+    }
+    assert end.values["y"].location is None
+    assert pickle.loads(end.values["y"].inline or b"") == 2
+    assert pickle.loads(end.values["z"].inline or b"") == {3}
+
+
+def test_a_large_value_is_stored_and_goes_to_the_next_task(worker: Worker) -> None:
+    """From the object store, or from the storage where there is none."""
+    end, large = worker.run(lambda p: {"out": __import__("numpy").arange(100_000), "n": 1})
+    assert isinstance(end, TaskSucceeded)
+    value = end.values["out"]
+    assert value.inline is None
+    assert value.location == "runs/r/t/2/out"
+    assert len(worker.storage.read(value.location)) == value.size
+    assert end.result["out"]["shape"] == [100_000]  # type: ignore[index]  # a description
+    assert large is not None
+    assert list(large) == ["out"]
+
+    def total(params: dict[str, Any]) -> dict[str, object]:
+        return {"sum": int(params["a"].sum())}
+
+    arguments = (from_task("a", value),)
+    held = worker.succeed(total, arguments, ("sum",), (large,))
+    read = worker.succeed(total, arguments, ("sum",))
+    assert held.result == read.result == {"sum": 4999950000}
+
+
+def test_a_value_that_is_held_is_not_read_from_storage(worker: Worker, tmp_path: Path) -> None:
+    """The object store is enough; without it, the missing file is said in words."""
+    end, large = worker.run(lambda p: {"out": b"x" * 5000})
+    assert isinstance(end, TaskSucceeded)
+    (tmp_path / "runs/r/t/2/out").unlink()
+    arguments = (from_task("a", end.values["out"]),)
+    assert worker.succeed(lambda p: {"n": len(p["a"])}, arguments, (), (large,)).result == {
+        "n": 5000
+    }
+    error = worker.fail(lambda p: {}, arguments)
+    assert error.message.startswith(
+        "the value of the input 'a' (output 'out' of task before) is not in the storage"
+    )
+
+
+def test_many_small_values_do_not_all_travel_inline(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their sum is bounded too."""
+    monkeypatch.setattr(attempt, "MAX_INLINE_TOTAL", 2_000)
+    end = worker.succeed(lambda p: {str(number): "x" * 900 for number in range(4)})
+    assert [value.inline is not None for value in end.values.values()] == [True, True, False, False]
+
+
+def test_an_output_that_cannot_be_pickled_is_named(worker: Worker) -> None:
+    """With its type and the reason."""
+    error = worker.fail(lambda p: {"good": 1, "bad": __import__("threading").Lock()})
+    assert error.type == "TypeError"
+    assert error.message.startswith("the output 'bad' (_thread.lock) cannot be pickled: TypeError")
+
+
+def test_an_argument_that_cannot_be_unpickled_is_named(worker: Worker) -> None:
+    """A class that raises when it is rebuilt, bytes that are no pickle."""
+    value = Value(3, inline=b"bad")
+    error = worker.fail(lambda p: {}, (from_task("a", value),))
+    assert "(output 'out' of task before) could not be unpickled" in error.message
+
+
+def test_a_batched_task_gets_a_list_of_one(worker: Worker) -> None:
+    """And its item is the result."""
+    end = worker.succeed(lambda batch: [{"n": len(batch)} for _ in batch], (), ("n",), batched=True)
+    assert end.result == {"n": 1}
+    error = worker.fail(lambda batch: [ValueError("item")], batched=True)
+    assert (error.type, error.message) == ("ValueError", "item")
+
+
+def test_code_that_does_not_load_fails_the_attempt(worker: Worker) -> None:
+    """With what `code` says."""
+    data = textwrap.dedent("def run(params:\n").encode()
+    code = Code(Digest(hashlib.sha256(data).hexdigest()), CodeForm.SOURCE, "work")
+    end, _ = worker.run(None, code=code)
+    assert isinstance(end, TaskFailed)
+    error = worker.fail(3)
+    assert "cannot be called" in error.message
+
+
+def test_code_that_cannot_be_fetched_loses_the_attempt(worker: Worker) -> None:
+    """It is not the user's fault."""
+
+    def fetch() -> bytes:
+        raise OSError("gone")
+
+    assignment = Assignment(
+        RunId("r"),
+        TaskId("t"),
+        1,
+        "work",
+        Code(Digest("0" * 64), CodeForm.PICKLE, "work"),
+        (),
+        (),
+        (),
+        batched=False,
+        has_gpu=False,
+        storage_url=worker.url,
+        inline_value_bytes=INLINE,
+        mailbox="",
+    )
+    frame, _ = attempt.run_attempt(assignment, fetch, (), PLACEMENT)
+    end = wire.decode_end(frame)
+    assert isinstance(end, TaskLost)
+    assert "could not be fetched: gone" in end.error.message
+
+
+def test_a_storage_that_cannot_be_written_loses_the_attempt(tmp_path: Path) -> None:
+    """Trying again may help."""
+    (tmp_path / "file").write_text("")
+    end, _ = Worker((tmp_path / "file" / "below").as_uri()).run(lambda p: {"out": b"x" * 5000})
+    assert isinstance(end, TaskLost)
+    assert "the output 'out' could not be written to the storage" in end.error.message
+
+
+def test_a_process_is_left_in_order(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folder and standard streams are those from before; GPUs are hidden from who asked for none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    streams, folder = (sys.stdout, sys.stderr), os.getcwd()
+
+    def mess(params: dict[str, object]) -> dict[str, object]:
+        os.chdir(gone)
+        gone.rmdir()
+        sys.stdout = sys.stderr = None  # type: ignore[assignment]  # as bad code does
+        return {"gpus": os.environ["CUDA_VISIBLE_DEVICES"]}
+
+    assert worker.succeed(mess).result == {"gpus": ""}
+    assert (sys.stdout, sys.stderr) == streams
+    assert os.getcwd() == folder
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    gone.mkdir()
+    assert worker.succeed(mess, has_gpu=True).result == {"gpus": "0"}
+
+
+# -- calls -------------------------------------------------------------------------------------
+
+
+def call(
+    function: object, *args: object, limit: int = 10_000, **kwargs: object
+) -> CallResult | UserCodeError | wire.TooLarge:
+    code, data = pickled(function)
+    frame = attempt.run_function(
+        code,
+        lambda: data,
+        cloudpickle.dumps(args),
+        cloudpickle.dumps(kwargs),
+        has_gpu=False,
+        limit=limit,
+    )
+    return wire.decode_call(frame)
+
+
+def test_a_call_returns_json_and_the_object() -> None:
+    """With any signature, also of async functions."""
+
+    def function(a: int, *rest: int, key: int = 0) -> tuple[object, ...]:
+        return (a, rest, key)
+
+    result = call(function, 1, 2, 3, key=4)
+    assert isinstance(result, CallResult)
+    assert result.json == [1, [2, 3], 4]
+    assert pickle.loads(result.pickled) == (1, (2, 3), 4)
+
+    async def late() -> int:
+        return 3
+
+    assert getattr(call(late), "json", None) == 3
+
+
+def test_what_is_not_json_is_described() -> None:
+    """The object comes all the same."""
+    result = call(lambda: {1, 2})
+    assert isinstance(result, CallResult)
+    assert result.json == {"type": "set", "size": len(result.pickled)}
+    assert pickle.loads(result.pickled) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda: 1 / 0, "division by zero"),
+        (lambda: sys.exit(2), "called sys.exit(2)"),
+        (lambda x: x, "missing 1 required positional argument"),
+        (threading.Lock, "cannot pickle"),
+        (3, "cannot be called"),
+    ],
+)
+def test_a_call_that_fails_says_why(function: Callable[..., object], said: str) -> None:
+    """As an error of the user's code."""
+    answer = call(function)
+    assert isinstance(answer, UserCodeError)
+    assert said in answer.message
+
+
+def test_arguments_that_do_not_load_are_said() -> None:
+    """Not a pickle, or not a tuple and a dict."""
+    code, data = pickled(lambda: 1)
+    for args, said in ((b"bad", "could not be unpickled"), (pickle.dumps(3), "not a tuple")):
+        frame = attempt.run_function(
+            code, lambda: data, args, pickle.dumps({}), has_gpu=False, limit=100
+        )
+        answer = wire.decode_call(frame)
+        assert isinstance(answer, UserCodeError)
+        assert said in answer.message
+
+
+def test_a_call_over_the_limit_is_refused() -> None:
+    """Before it travels anywhere."""
+    answer = call(lambda: "x" * 1000, limit=900)
+    assert answer == wire.TooLarge(len(pickling.dumps("x" * 1000)))
+
+
+# -- rendering ---------------------------------------------------------------------------------
+
+
+def rendered(value: object, limit: int = 1000) -> wire.Rendering:
+    data = pickling.dumps(value)
+    frame = attempt.render(Value(len(data), inline=data), "memory://x", limit)
+    return wire.decode_rendering(frame)
+
+
+def test_a_value_is_rendered_as_json() -> None:
+    """Or it is said why not."""
+    assert rendered({"a": (1, "ü")}) == '{"a":[1,"ü"]}'.encode()
+    assert rendered({1}) == wire.NotJson("a set")
+    assert rendered("x" * 1000) == wire.TooLarge(1002)
+    frame = attempt.render(Value(3, inline=b"bad"), "memory://x", 10)
+    assert isinstance(wire.decode_rendering(frame), ErrorInfo)
+    frame = attempt.render(Value(3, location="../x"), "memory://x", 10)
+    assert isinstance(wire.decode_rendering(frame), ErrorInfo)
+
+
+@pytest.mark.parametrize(
+    "decode", [wire.decode_end, wire.decode_start, wire.decode_call, wire.decode_rendering]
+)
+@pytest.mark.parametrize(
+    "frame", [b"", b"\0\0\0\0", b"\x02\0\0\0[]", b"\x06\0\0\0[{},0]", pickle.dumps({}), b"\xff" * 9]
+)
+def test_bytes_that_are_no_frame_are_refused(
+    decode: Callable[[bytes], object], frame: bytes
+) -> None:
+    """Whatever user code has done to its process, the dispatcher gets one kind of error."""
+    with pytest.raises(wire.FrameError):
+        decode(frame)

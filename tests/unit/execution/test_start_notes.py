@@ -1,0 +1,81 @@
+"""Notes of starts: written by a thread only for attempts that last, and kept until they are collected."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from lattice.execution.announcer import Announcer
+from lattice.execution.mailbox import MAX_NOTES, Mailbox
+
+#: Longer than any test waits for something that does happen.
+LONG = 60.0
+
+
+def test_an_attempt_that_lasts_is_announced() -> None:
+    """Each one once."""
+    announcer = Announcer(delay=0.0)
+    for _ in range(3):
+        announced = threading.Event()
+        announcer.begin(announced.set)
+        assert announced.wait(LONG)
+        announcer.end()
+
+
+def test_an_attempt_that_ends_at_once_is_not_announced() -> None:
+    """The next one, which lasts, is."""
+    announcer = Announcer(delay=0.5)
+    calls: list[int] = []
+    last = threading.Event()
+    for number in range(20):
+        announcer.begin(lambda number=number: calls.append(number))  # type: ignore[misc]  # bound now
+        announcer.end()
+    announcer.begin(last.set)
+    assert last.wait(LONG)
+    assert calls == []
+
+
+def test_an_announcement_that_fails_does_not_stop_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is logged."""
+    announcer = Announcer(delay=0.0)
+    tried, announced = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        tried.set()
+        raise RuntimeError("no mailbox")
+
+    announcer.begin(fail)
+    assert tried.wait(LONG)
+    announcer.end()
+    announcer.begin(announced.set)
+    assert announced.wait(LONG)
+    assert "could not be announced" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_the_mailbox_gives_all_that_waits() -> None:
+    """In order, once, and as soon as there is one."""
+    mailbox = Mailbox()
+    waiting = asyncio.ensure_future(mailbox.drain())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await mailbox.push(b"1")
+    await mailbox.push(b"2")
+    assert await waiting == [b"1", b"2"]
+    await mailbox.push(b"3")
+    assert await mailbox.drain() == [b"3"]
+
+
+@pytest.mark.anyio
+async def test_the_mailbox_is_bounded() -> None:
+    """While nobody collects, the oldest notes go."""
+    mailbox = Mailbox()
+    for number in range(MAX_NOTES + 1):
+        await mailbox.push(str(number).encode())
+    notes = await mailbox.drain()
+    assert len(notes) == MAX_NOTES
+    assert notes[0] == b"1"

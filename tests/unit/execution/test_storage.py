@@ -1,0 +1,142 @@
+"""Large values in storage: whole or not at all, and never outside the root."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lattice.execution.storage import FsspecStorage, location_of
+from lattice.ids import RunId, TaskId
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> FsspecStorage:
+    """The same behaviour on every file system."""
+    name = tmp_path.name
+    return FsspecStorage(tmp_path.as_uri() if request.param == "local" else f"memory://{name}/x")
+
+
+def write(storage: FsspecStorage, location: str, data: bytes) -> None:
+    with storage.write(location) as file:
+        file.write(data)
+
+
+def test_what_was_written_is_read(storage: FsspecStorage) -> None:
+    """Under its location, also when it is written again."""
+    write(storage, "runs/r/t/1/out", b"first")
+    write(storage, "runs/r/t/1/out", b"second")
+    assert storage.read("runs/r/t/1/out") == b"second"
+
+
+def test_what_is_not_there_is_not_found(storage: FsspecStorage) -> None:
+    """Nor is a folder."""
+    write(storage, "runs/r/t/1/out", b"")
+    assert storage.read("runs/r/t/1/out") == b""
+    for location in ("runs/r/t/1/other", "runs/r/t/1", "runs/r/t/1/out/below"):
+        with pytest.raises(FileNotFoundError):
+            storage.read(location)
+
+
+def test_a_write_that_fails_leaves_nothing(storage: FsspecStorage) -> None:
+    """Neither half a file nor a temporary one, and what was there before stays."""
+    write(storage, "runs/r/t/1/out", b"before")
+
+    def fail(location: str) -> None:
+        with storage.write(location) as file:
+            file.write(b"half")
+            raise ZeroDivisionError
+
+    for location in ("runs/r/t/1/out", "runs/r/t/1/new"):
+        with pytest.raises(ZeroDivisionError):
+            fail(location)
+    assert storage.read("runs/r/t/1/out") == b"before"
+    folder = storage._filesystem.ls(f"{storage._root}/runs/r/t/1", detail=False)
+    assert [path.rpartition("/")[2] for path in folder] == ["out"]
+
+
+def test_a_file_is_not_seen_before_it_is_complete(storage: FsspecStorage) -> None:
+    """Readers find nothing while it is written."""
+    with storage.write("runs/r/t/1/out") as file:
+        file.write(b"data")
+        with pytest.raises(FileNotFoundError):
+            storage.read("runs/r/t/1/out")
+    assert storage.read("runs/r/t/1/out") == b"data"
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "../secret",
+        "runs/../../secret",
+        "/etc/passwd",
+        "",
+        "runs//x",
+        "runs/./x",
+        "runs/..",
+        "a\\b",
+        "a\0b",
+    ],
+)
+def test_no_location_leads_outside(storage: FsspecStorage, location: str) -> None:
+    """Whatever a location says."""
+    with pytest.raises(FileNotFoundError):
+        storage.read(location)
+    with pytest.raises(FileNotFoundError):
+        write(storage, location, b"x")
+
+
+def test_no_link_leads_outside(tmp_path: Path) -> None:
+    """User code can make links where its values are written."""
+    (tmp_path / "secret").write_text("secret")
+    root = tmp_path / "values"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    storage = FsspecStorage(root.as_uri())
+    with pytest.raises(FileNotFoundError):
+        storage.read("link/secret")
+    with pytest.raises(FileNotFoundError):
+        write(storage, "link/new", b"x")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_root_that_is_a_link_works(tmp_path: Path) -> None:
+    """The operator may put the folder elsewhere."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    storage = FsspecStorage((tmp_path / "link").as_uri())
+    write(storage, "runs/x", b"x")
+    assert (tmp_path / "real" / "runs" / "x").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "a/b", "ü" * 300, "x" * 5000, "%2E", "a b", "\ud800", "\0", "C:\\x"]
+)
+def test_any_name_makes_a_location(tmp_path: Path, name: str) -> None:
+    """Of one path part each, short enough for a file system."""
+    location = location_of(RunId("r"), TaskId(name), 2, name)
+    parts = location.split("/")
+    assert len(parts) == 5
+    assert all(0 < len(part) <= 200 and part not in (".", "..") for part in parts)
+    storage = FsspecStorage(tmp_path.as_uri())
+    write(storage, location, b"x")
+    assert storage.read(location) == b"x"
+
+
+def test_different_names_make_different_locations() -> None:
+    """Also where they are too long to be spelt out."""
+    names = ["x" * 5000, "x" * 5001, "a/b", "a%2Fb", "", ".", "%2E", "a"]
+    assert len({location_of(RunId("r"), TaskId("t"), 1, name) for name in names}) == len(names)
+
+
+def test_a_local_file_is_synced_before_it_is_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its content first, then its name."""
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("sync"), fsync(fd))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("rename"), replace(a, b))[1])
+    write(FsspecStorage(tmp_path.as_uri()), "runs/x", b"x")
+    assert steps == ["sync", "rename", "sync"]
