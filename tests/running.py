@@ -95,7 +95,9 @@ class Service:
 
     def processes(self, name: str = "") -> list[psutil.Process]:
         """The service's own processes whose command line begins with `name`."""
-        found = []
+        found: list[psutil.Process] = []
+        if not psutil.pid_exists(self.process.pid):
+            return found
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 if " ".join(process.cmdline()).startswith(name):
@@ -137,6 +139,8 @@ def running_service(**settings: object) -> Iterator[Service]:
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        # Where HAProxy sends requests until the ingress is there: two services must not share it.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
     }

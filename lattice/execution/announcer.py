@@ -29,8 +29,9 @@ class _Running:
 class Announcer:
     """Calls, in its own thread, the `announce` of an attempt that runs longer than `delay` seconds."""
 
-    def __init__(self, delay: float = DELAY) -> None:
+    def __init__(self, delay: float = DELAY, sleep: Callable[[float], object] = time.sleep) -> None:
         self._delay = delay
+        self._sleep = sleep
         self._current: _Running | None = None
         self._asleep = False
         self._wake = threading.Event()
@@ -66,7 +67,7 @@ class Announcer:
                 continue
             remaining = current.begun + self._delay - time.monotonic()
             if remaining > 0:
-                self._wake.wait(remaining)
+                self._sleep(remaining)
                 continue
             announced = current
             try:

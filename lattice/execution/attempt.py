@@ -99,7 +99,11 @@ def run_attempt(
         if error.lost:
             return _lost(assignment, error.error), None
         return _failed(assignment, error.error, placement), None
-    except BaseException as error:  # a KeyboardInterrupt of a cancellation may come at any line
+    except KeyboardInterrupt:
+        # Meant for an attempt that somebody cancelled, whose report nobody reads, or, when it comes a
+        # moment late, for the one before this.
+        return _lost(assignment, ErrorInfo("KeyboardInterrupt", "the task was interrupted")), None
+    except BaseException as error:
         return _failed(assignment, describe(error, assignment.name), placement), None
 
 
@@ -308,6 +312,5 @@ def encode(assignment: Assignment) -> bytes:
 
 def decode(data: bytes) -> Assignment:
     """The inverse of `encode`."""
-    assignment = pickle.loads(data)
-    assert isinstance(assignment, Assignment)
+    assignment: Assignment = pickle.loads(data)
     return assignment

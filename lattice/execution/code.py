@@ -71,6 +71,8 @@ def _open(code: Code, data: bytes) -> object:
         if code.form is CodeForm.PICKLE:
             return cloudpickle.loads(data)
         module = source.load_module(code.digest, data)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         failure = CodeLoadError(describe(error, code.name, _advice(error)))
         if code.form is CodeForm.SOURCE:
@@ -101,6 +103,8 @@ def _construct(loaded: object, name: str) -> Function:
     if isinstance(loaded, type):
         try:
             function = loaded()
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             message = f"constructing {type_name(loaded)} failed: {message_of(error)}"
             raise CodeLoadError(describe(error, name, message)) from error

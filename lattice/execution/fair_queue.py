@@ -8,10 +8,11 @@ a time, so what waits for a GPU does not hold up what needs none.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+Lane = TypeVar("Lane", bound=Hashable)
 Item = TypeVar("Item", bound=Hashable)
 
 
@@ -24,15 +25,18 @@ class _Lane(Generic[Item]):
     ready: bool = False
 
 
-class FairQueue(Generic[Item]):
-    """Items by lane and group; at most `limit` items of a lane are out, taken and not yet done."""
+class FairQueue(Generic[Lane, Item]):
+    """Items by lane and group; at most `limit(lane)` items of a lane are out, taken and not yet done.
 
-    def __init__(self, limit: int) -> None:
+    The limit may change; it is looked at whenever an item of the lane comes or is done.
+    """
+
+    def __init__(self, limit: Callable[[Lane], int]) -> None:
         self._limit = limit
-        self._lanes: dict[Hashable, _Lane[Item]] = {}
-        self._round: deque[Hashable] = deque()
+        self._lanes: dict[Lane, _Lane[Item]] = {}
+        self._round: deque[Lane] = deque()
 
-    def put(self, lane: Hashable, group: Hashable, item: Item) -> None:
+    def put(self, lane: Lane, group: Hashable, item: Item) -> None:
         """Adds an item behind those of its group."""
         found = self._lanes.setdefault(lane, _Lane())
         found.groups.setdefault(group, OrderedDict())[item] = None
@@ -44,7 +48,7 @@ class FairQueue(Generic[Item]):
             lane = self._round.popleft()
             found = self._lanes[lane]
             found.ready = False
-            if not found.groups or found.out >= self._limit:
+            if not found.groups or found.out >= self._limit(lane):
                 self._drop_if_idle(lane, found)
                 continue
             group, items = next(iter(found.groups.items()))
@@ -57,14 +61,14 @@ class FairQueue(Generic[Item]):
             return item
         return None
 
-    def done(self, lane: Hashable) -> None:
+    def done(self, lane: Lane) -> None:
         """An item of `lane` that was out is no longer."""
         found = self._lanes[lane]
         found.out -= 1
         self._make_ready(lane, found)
         self._drop_if_idle(lane, found)
 
-    def discard(self, lane: Hashable, group: Hashable, item: Item) -> bool:
+    def discard(self, lane: Lane, group: Hashable, item: Item) -> bool:
         """Removes an item that was not taken yet; says whether it was there."""
         found = self._lanes.get(lane)
         items = found.groups.get(group) if found is not None else None
@@ -76,20 +80,26 @@ class FairQueue(Generic[Item]):
         self._drop_if_idle(lane, found)
         return True
 
+    def recheck(self) -> None:
+        """The limits may have changed."""
+        for lane, found in self._lanes.items():
+            self._make_ready(lane, found)
+
     @property
     def has_next(self) -> bool:
         """Whether `take` may give something."""
         return bool(self._round)
 
-    def __len__(self) -> int:
-        """How many items wait."""
-        return sum(len(items) for lane in self._lanes.values() for items in lane.groups.values())
+    @property
+    def waiting(self) -> bool:
+        """Whether any item has not been taken yet."""
+        return any(lane.groups for lane in self._lanes.values())
 
-    def _make_ready(self, lane: Hashable, found: _Lane[Item]) -> None:
-        if found.groups and found.out < self._limit and not found.ready:
+    def _make_ready(self, lane: Lane, found: _Lane[Item]) -> None:
+        if found.groups and not found.ready and found.out < self._limit(lane):
             found.ready = True
             self._round.append(lane)
 
-    def _drop_if_idle(self, lane: Hashable, found: _Lane[Item]) -> None:
+    def _drop_if_idle(self, lane: Lane, found: _Lane[Item]) -> None:
         if not found.groups and not found.out and not found.ready:
             del self._lanes[lane]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray import exceptions
 
 from lattice.execution.failures import MAX_MESSAGE, printable, shortened
+from lattice.execution.wire import FrameError
 from lattice.workflow.events import ErrorInfo
 
 _PROCESS_DIED = "the process that ran the task died (killed, out of memory, or os._exit)"
@@ -33,6 +34,7 @@ _FAILED: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.UnserializableException, "the task raised an exception that cannot be passed on"),
     (exceptions.RaySystemError, "what the task returned cannot be read"),
     (exceptions.RayTaskError, "the worker could not run the task"),
+    (FrameError, "the worker's report cannot be read; the task has damaged its process"),
 )
 
 

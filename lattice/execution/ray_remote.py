@@ -6,13 +6,12 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import ray
 
-from lattice.ids import Digest, NodeId
-from lattice.ports import Call, Job
+from lattice.execution.shape import Shape
+from lattice.ids import Digest
 
 _MIB = 1024 * 1024
 #: Functions with their options, which Ray validates once for each.
@@ -24,41 +23,17 @@ _MAX_CODE_BYTES = 256 * _MIB
 _SMALL_CODE = 8 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a Ray task needs and where it may run. Tasks of one shape compete for the same places.
-
-    `memory` is in MiB, `runtime_env` is JSON text.
-    """
-
-    cpus: float
-    memory: float
-    gpus: float
-    runtime_env: str
-    excluded: frozenset[NodeId]
-
-    @classmethod
-    def of(cls, work: Job | Call) -> Self:
-        """The shape of a job or call."""
-        env = json.dumps(dict(work.runtime_env), sort_keys=True) if work.runtime_env else ""
-        resources = work.resources
-        return cls(resources.cpu, resources.cpu_mem, work.gpus, env, work.excluded)
-
-    def options(self) -> dict[str, Any]:
-        """The shape as options of a Ray task, which is never run again by Ray itself."""
-        options: dict[str, Any] = {
-            "num_cpus": self.cpus,
-            "num_gpus": self.gpus,
-            "max_retries": 0,
-        }
-        if self.memory:
-            options["memory"] = int(self.memory * _MIB)
-        if self.runtime_env:
-            options["runtime_env"] = json.loads(self.runtime_env)
-        if self.excluded:
-            nodes = ",".join(sorted(self.excluded))
-            options["label_selector"] = {"ray.io/node-id": f"!in({nodes})"}
-        return options
+def options_of(shape: Shape) -> dict[str, Any]:
+    """A shape as options of a Ray task, which is never run again by Ray itself."""
+    options: dict[str, Any] = {"num_cpus": shape.cpus, "num_gpus": shape.gpus, "max_retries": 0}
+    if shape.memory:
+        options["memory"] = int(shape.memory * _MIB)
+    if shape.runtime_env:
+        options["runtime_env"] = json.loads(shape.runtime_env)
+    if shape.excluded:
+        nodes = ",".join(sorted(shape.excluded))
+        options["label_selector"] = {"ray.io/node-id": f"!in({nodes})"}
+    return options
 
 
 class RemoteFunctions:
@@ -72,7 +47,7 @@ class RemoteFunctions:
     def of(self, shape: Shape) -> Any:
         """The Ray function for `shape`. Raises ValueError or TypeError for options that Ray refuses."""
         if shape not in self._shaped:
-            options = shape.options() | {"num_returns": self._returns}
+            options = options_of(shape) | {"num_returns": self._returns}
             self._shaped[shape] = self._remote.options(**options)
             if len(self._shaped) > _MAX_FUNCTIONS:
                 self._shaped.popitem(last=False)

@@ -64,4 +64,5 @@ class StartListener:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-        ray.kill(self._actor)
+        if ray.is_initialized():
+            ray.kill(self._actor)

@@ -6,13 +6,14 @@ from worker to worker. Should they be lost, or this process be a new one, worker
 storage, where they are too. Nothing of a user is unpickled in this process.
 
 Jobs wait in a fair queue and are submitted in slices: Ray takes about a tenth of a millisecond for each,
-on the event loop. Only so many are with Ray at a time, because Ray serves them in the order they came.
+on the event loop. Only so many are with Ray at a time (`pacing`), because Ray serves them as they came.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ from lattice.errors import InvalidRequestError, TooLargeError, UnavailableError,
 from lattice.execution import attempt, ray_cluster, ray_worker, wire
 from lattice.execution.attempt import Assignment, Large
 from lattice.execution.fair_queue import FairQueue
+from lattice.execution.pacing import Pacing
 from lattice.execution.ray_failures import explain, is_lost
-from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunctions, Shape
+from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunctions
 from lattice.execution.ray_starts import StartListener
+from lattice.execution.shape import Shape
 from lattice.ids import Digest, RunId, TaskId
 from lattice.ports import Call, CallResult, EngineNode, Job, Report
 from lattice.workflow.events import (
@@ -41,6 +44,8 @@ from lattice.workflow.events import (
 
 #: Jobs submitted before other work of the event loop has its turn.
 _SLICE = 50
+#: Seconds between looks at what the cluster has, while jobs wait.
+_NODES_PERIOD = 2.0
 #: Seconds that closing waits for cancelled tasks to end.
 _CLOSE_WAIT = 5.0
 #: Values rendered at once. Rendering asks for no CPU, so that it does not wait behind tasks.
@@ -48,6 +53,8 @@ _RENDERERS = 4
 _RENDER_SHAPE = Shape(cpus=0, memory=0, gpus=0, runtime_env="", excluded=frozenset())
 
 Frame = ray.ObjectRef[bytes]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +99,7 @@ class RayTaskDispatcher:
         inline_value_bytes: int,
         *,
         max_result_bytes: int = 16 * 1024 * 1024,
-        max_in_flight: int = 256,
+        max_in_flight: int = 1000,
         cancel_grace: float = 2.0,
     ) -> None:
         self._storage_url = storage_url
@@ -100,7 +107,8 @@ class RayTaskDispatcher:
         self._max_result_bytes = max_result_bytes
         self._cancel_grace = cancel_grace
         self._attempts: dict[tuple[RunId, TaskId, int], _Attempt] = {}
-        self._queue: FairQueue[_Attempt] = FairQueue(max_in_flight)
+        self._pacing = Pacing(max_in_flight)
+        self._queue: FairQueue[Shape, _Attempt] = FairQueue(self._pacing.limit)
         self._in_flight: dict[_Attempt, asyncio.Future[bytes]] = {}
         self._calls: set[Frame] = set()
         self._large: dict[tuple[RunId, TaskId], ray.ObjectRef[Large | None]] = {}
@@ -121,6 +129,8 @@ class RayTaskDispatcher:
         self._report = report
         self._codes = CodeSources(load_code)
         self._starts = StartListener(self._heard_start)
+        await self.nodes()
+        self._node_watch = asyncio.ensure_future(self._watch_nodes())
 
     # -- attempts ------------------------------------------------------------------------------
 
@@ -260,6 +270,8 @@ class RayTaskDispatcher:
     def _end(self, taken: _Attempt, end: TaskSucceeded | TaskFailed | TaskLost) -> None:
         job = taken.job
         del self._attempts[job.run_id, job.task_id, job.attempt]
+        if not isinstance(end, TaskLost) and end.placement is not None:
+            self._pacing.observe(taken.shape, end.at - end.placement.at)
         stored = isinstance(end, TaskSucceeded) and any(
             value.location is not None for value in end.values.values()
         )
@@ -358,7 +370,21 @@ class RayTaskDispatcher:
 
     async def nodes(self) -> list[EngineNode]:
         """The live nodes."""
-        return await asyncio.to_thread(ray_cluster.live_nodes)
+        nodes = await asyncio.to_thread(ray_cluster.live_nodes)
+        self._pacing.set_nodes(nodes)
+        return nodes
+
+    async def _watch_nodes(self) -> None:
+        """Sees, while jobs wait, that the cluster has grown, and that more of them have room."""
+        while True:
+            await asyncio.sleep(_NODES_PERIOD)
+            if self._queue.waiting:
+                try:
+                    await self.nodes()
+                except Exception:
+                    _logger.warning("the nodes of the cluster could not be listed", exc_info=True)
+                self._queue.recheck()
+                self._pump_soon()
 
     async def head_port(self) -> int:
         """The port under which other nodes join the engine."""
@@ -376,6 +402,8 @@ class RayTaskDispatcher:
                 _kill(taken.report)
         for reference in self._calls:
             _kill(reference)
+        self._node_watch.cancel()
+        await asyncio.wait([self._node_watch])
         await self._starts.close()
         await self._codes.close()
         if self._in_flight:

@@ -1,8 +1,8 @@
 """Runs one call or one batch of user code and says, per item, how it ended. Knows nothing of Ray.
 
 User code may do what it likes: raise anything, call `sys.exit`, fork and come back from the child, return
-nonsense. Each of these is an outcome of that item and of nothing else. A coroutine is run to its end in
-an event loop of its own.
+nonsense. Each of these is an outcome of that item and of nothing else. Only a KeyboardInterrupt passes:
+it is how the engine interrupts a task. A coroutine is run to its end in an event loop of its own.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def run_call(
     """Runs `function(params)`. `output_keys` must be in the dict that it returns; more keys are kept."""
     try:
         returned = invoke(function, params)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         return Failed(describe(error, name))
     return _check(function, returned, output_keys, name)
@@ -95,6 +97,8 @@ def run_batch(
     """
     try:
         returned = invoke(function, list(batch))
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         failure = Failed(describe(error, name))
     else:

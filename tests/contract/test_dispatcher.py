@@ -184,7 +184,8 @@ async def test_resources_are_what_was_asked_for(bench: Bench) -> None:
     """CPUs, memory, fractions of a GPU; a task that asked for no GPU sees none."""
 
     def look(params: Params) -> Params:
-        assigned = ray.get_runtime_context().get_assigned_resources()
+        context: Any = ray.get_runtime_context()
+        assigned = context.get_assigned_resources()
         return {"has": assigned, "gpus": os.environ["CUDA_VISIBLE_DEVICES"]}
 
     for number in range(2):
@@ -349,20 +350,17 @@ async def test_the_start_of_a_long_task_is_reported_while_it_runs(
 
 @pytest.mark.parametrize("for_good", [False, True])
 async def test_starts_are_reported_after_the_mailbox_was_killed(
-    bench: Bench, tmp_path: Path, for_good: bool
+    bench: Bench, for_good: bool
 ) -> None:
     """Jobs end as ever, and sooner or later starts are heard of again."""
-    go_on = tmp_path / "go on"
 
-    def wait(params: Params) -> Params:
-        deadline = time.time() + params["seconds"]
-        while not go_on.exists() and time.time() < deadline:
-            time.sleep(0.01)
+    def last(params: Params) -> Params:
+        time.sleep(0.3)
         return {}
 
-    ray.kill(bench.dispatcher._starts._actor, no_restart=not for_good)  # type: ignore[attr-defined]
+    ray.kill(bench.dispatcher._starts._actor, no_restart=for_good)  # type: ignore[attr-defined]
     for number in range(100):
-        job = bench.job(wait, f"t{number}", (given("seconds", 0.3),))
+        job = bench.job(last, f"t{number}")
         bench.dispatcher.submit(job)
         end = await bench.end(job)
         assert isinstance(end, TaskSucceeded), end
@@ -469,6 +467,44 @@ async def test_a_large_run_does_not_starve_a_small_one(bench: Bench) -> None:
     assert not dispatcher._in_flight
     assert not dispatcher._queue._lanes
     assert not dispatcher._large
+
+
+async def test_a_run_of_long_tasks_lets_others_have_their_turn(bench: Bench) -> None:
+    """The longer tasks last, the fewer of them stand before a newcomer."""
+
+    def last(params: Params) -> Params:
+        time.sleep(0.15)
+        return {}
+
+    large = [bench.job(last, f"t{number}", run="large") for number in range(60)]
+    for job in large:
+        bench.dispatcher.submit(job)
+    await bench.until(lambda: len(bench.order) >= 10)
+    small = [bench.job(last, f"t{number}", run="small") for number in range(3)]
+    for job in small:
+        bench.dispatcher.submit(job)
+    await bench.until(lambda: len(bench.order) == 63)
+    places = [place for place, (run, _) in enumerate(bench.order) if run == "small"]
+    assert max(places) < 45
+
+
+async def test_a_cluster_that_grows_gets_more(bench: Bench, tmp_path: Path) -> None:
+    """Also while nothing ends: these tasks end when all ten of them run."""
+    dispatcher = bench.dispatcher
+    assert isinstance(dispatcher, RayTaskDispatcher)
+    dispatcher._pacing.set_nodes([])
+
+    def meet(params: Params) -> Params:
+        (tmp_path / str(os.getpid())).touch()
+        while sum(path.name.isdigit() for path in tmp_path.iterdir()) < 10:
+            time.sleep(0.01)
+        return {}
+
+    jobs = [bench.job(meet, f"t{number}", resources=Resources(cpu=0.2)) for number in range(10)]
+    for job in jobs:
+        dispatcher.submit(job)
+    for job in jobs:
+        assert isinstance(await bench.end(job), TaskSucceeded)
 
 
 async def test_what_waits_for_a_resource_does_not_hold_up_the_rest(bench: Bench) -> None:

@@ -224,6 +224,17 @@ def test_code_that_cannot_be_fetched_loses_the_attempt(worker: Worker) -> None:
     assert "could not be fetched: gone" in end.error.message
 
 
+def test_an_interrupt_loses_the_attempt(worker: Worker) -> None:
+    """It may have come late, for the attempt before."""
+
+    def interrupted(params: object) -> None:
+        raise KeyboardInterrupt
+
+    end, _ = worker.run(interrupted)
+    assert isinstance(end, TaskLost)
+    assert end.error.message == "the task was interrupted"
+
+
 def test_a_storage_that_cannot_be_written_loses_the_attempt(tmp_path: Path) -> None:
     """Trying again may help."""
     (tmp_path / "file").write_text("")
@@ -244,7 +255,7 @@ def test_a_process_is_left_in_order(
     def mess(params: dict[str, object]) -> dict[str, object]:
         os.chdir(gone)
         gone.rmdir()
-        sys.stdout = sys.stderr = None  # type: ignore[assignment]  # as bad code does
+        sys.stdout = sys.stderr = None  # as bad code does
         return {"gpus": os.environ["CUDA_VISIBLE_DEVICES"]}
 
     assert worker.succeed(mess).result == {"gpus": ""}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import cloudpickle
 import pytest
 
 from lattice.execution import code as code_module
-from lattice.execution import pickling
+from lattice.execution import pickling, source
 from lattice.execution.code import MAX_LOADED, CodeLoadError, Function, load
 from lattice.ids import Digest
 from lattice.workflow.task import Code, CodeForm
@@ -25,7 +27,7 @@ def _fresh_cache() -> Iterator[None]:
     yield
     while code_module._functions:
         old, _ = code_module._functions.popitem()
-        code_module.source.forget_module(old.digest)
+        source.forget_module(old.digest)
 
 
 def _code(data: bytes, form: CodeForm, name: str) -> Code:
@@ -265,9 +267,24 @@ SHARED = """
 """
 
 
+#: Another worker: prints the pickle of what `make` returned there.
+MAKER = """
+import sys
+from lattice.execution import code, pickling
+from lattice.workflow.task import Code, CodeForm
+source = sys.argv[2].encode()
+function = code.load(Code(sys.argv[1], CodeForm.SOURCE, "make"), lambda: source)
+print(pickling.dumps(function({})["doc"]).hex())
+"""
+
+
 def test_values_of_a_sources_classes_keep_their_class_from_task_to_task() -> None:
     """A worker that has loaded the same source takes the class of its own module."""
-    data = pickling.dumps(load_source(SHARED, "make")({})["doc"])
+    text = textwrap.dedent(SHARED)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    command = [sys.executable, "-c", MAKER, digest, text]
+    made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    data = bytes.fromhex(made)
     check = load_source(SHARED, "check")
     assert check({"doc": pickling.loads(data)}) == {"is_doc": True, "is_red": True, "equal": True}
 
@@ -277,10 +294,10 @@ def test_values_of_a_sources_classes_travel_to_where_the_source_is_not() -> None
     doc = load_source(SHARED, "make")({})["doc"]
     first, second = pickling.dumps(doc), pickling.dumps([doc])
     digest = Digest(hashlib.sha256(textwrap.dedent(SHARED).encode()).hexdigest())
-    code_module.source.forget_module(digest)
+    source.forget_module(digest)
     code_module._functions.clear()
     del doc
-    one, (two,) = pickling.loads(first), pickling.loads(second)  # type: ignore[misc]  # a list of one
+    one, two = pickling.loads(first), cast("list[object]", pickling.loads(second))[0]
     assert type(one).__name__ == "Doc"
     assert type(one) is type(two)
     assert one == two

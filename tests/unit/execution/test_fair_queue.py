@@ -7,7 +7,7 @@ import random
 from lattice.execution.fair_queue import FairQueue
 
 
-def taken(queue: FairQueue[str]) -> list[str]:
+def taken(queue: FairQueue[str, str]) -> list[str]:
     items = []
     while (item := queue.take()) is not None:
         items.append(item)
@@ -16,7 +16,7 @@ def taken(queue: FairQueue[str]) -> list[str]:
 
 def test_groups_take_turns() -> None:
     """Three items do not wait behind ten thousand; in a group the order stays."""
-    queue: FairQueue[str] = FairQueue(100_000)
+    queue: FairQueue[str, str] = FairQueue(lambda lane: 100_000)
     for number in range(10_000):
         queue.put("lane", "large", f"l{number}")
     for number in range(3):
@@ -26,7 +26,7 @@ def test_groups_take_turns() -> None:
 
 def test_a_lane_has_room_for_so_many() -> None:
     """What is done makes room; other lanes do not wait for it."""
-    queue: FairQueue[str] = FairQueue(2)
+    queue: FairQueue[str, str] = FairQueue(lambda lane: 2)
     for number in range(4):
         queue.put("gpu", "run", f"g{number}")
     queue.put("cpu", "run", "c0")
@@ -44,7 +44,7 @@ def test_a_lane_has_room_for_so_many() -> None:
 
 def test_an_item_can_be_discarded_while_it_waits() -> None:
     """Once; what was taken is not there any more."""
-    queue: FairQueue[str] = FairQueue(1)
+    queue: FairQueue[str, str] = FairQueue(lambda lane: 1)
     for item in "abc":
         queue.put("lane", "run", item)
     assert queue.take() == "a"
@@ -56,11 +56,27 @@ def test_an_item_can_be_discarded_while_it_waits() -> None:
     assert taken(queue) == ["c"]
 
 
+def test_a_limit_that_rises_makes_room() -> None:
+    """Once the queue is told to look again."""
+    limits = {"lane": 1}
+    queue: FairQueue[str, str] = FairQueue(limits.__getitem__)
+    for item in "abc":
+        queue.put("lane", "run", item)
+    assert taken(queue) == ["a"]
+    limits["lane"] = 3
+    assert taken(queue) == []
+    queue.recheck()
+    queue.recheck()
+    assert taken(queue) == ["b", "c"]
+
+
 def test_nothing_stays_behind() -> None:
     """Whatever happened in whatever order: all are taken once, and then the queue holds nothing."""
     for seed in range(50):
         chance = random.Random(seed)
-        queue: FairQueue[str] = FairQueue(chance.randint(1, 4))
+        queue: FairQueue[str, str] = FairQueue(
+            {lane: chance.randint(1, 4) for lane in "xyz"}.__getitem__
+        )
         expected, found, out = set(), [], []
         for number in range(200):
             lane, group = chance.choice("xyz"), chance.choice("abc")
@@ -86,5 +102,5 @@ def test_nothing_stays_behind() -> None:
                 out.append(item[0])
             queue.done(out.pop())
         assert sorted(found) == sorted(expected), seed
-        assert len(queue) == 0
+        assert not queue.waiting
         assert not queue._lanes, seed

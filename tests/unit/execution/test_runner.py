@@ -105,9 +105,18 @@ def test_any_base_exception_is_an_error() -> None:
         raise Odd("odd")
 
     assert error(call(function)).message == "odd"
-    assert error(call(lambda params: (_ for _ in ()).throw(KeyboardInterrupt))).type == (
-        "KeyboardInterrupt"
-    )
+
+
+def test_an_interrupt_passes() -> None:
+    """It is not the function's: somebody cancels the task."""
+
+    def function(params: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call(function)
+    with pytest.raises(KeyboardInterrupt):
+        batch(function, 1, 2)
 
 
 @pytest.mark.parametrize("returned", [None, 3, [("a", 1)], "text", ValueError("returned")])

@@ -10,13 +10,16 @@ import pytest
 from lattice.execution.announcer import Announcer
 from lattice.execution.mailbox import MAX_NOTES, Mailbox
 
+#: What may stand for `time.sleep`.
+nap = threading.Event().wait
+
 #: Longer than any test waits for something that does happen.
 LONG = 60.0
 
 
 def test_an_attempt_that_lasts_is_announced() -> None:
     """Each one once."""
-    announcer = Announcer(delay=0.0)
+    announcer = Announcer(0.0, nap)
     for _ in range(3):
         announced = threading.Event()
         announcer.begin(announced.set)
@@ -26,7 +29,7 @@ def test_an_attempt_that_lasts_is_announced() -> None:
 
 def test_an_attempt_that_ends_at_once_is_not_announced() -> None:
     """The next one, which lasts, is."""
-    announcer = Announcer(delay=0.5)
+    announcer = Announcer(0.5, nap)
     calls: list[int] = []
     last = threading.Event()
     for number in range(20):
@@ -37,11 +40,53 @@ def test_an_attempt_that_ends_at_once_is_not_announced() -> None:
     assert calls == []
 
 
+def test_the_thread_sleeps_while_it_waits() -> None:
+    """It costs the attempt nothing: it does not look again and again."""
+    sleeps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        nap(seconds)
+
+    announcer = Announcer(0.05, sleep)
+    for number in range(3):
+        announced = threading.Event()
+        announcer.begin(announced.set)
+        assert announced.wait(LONG)
+        announcer.end()
+        assert len(sleeps) <= 2 * (number + 1)
+
+
+def test_an_announced_attempt_is_left_alone() -> None:
+    """It is announced once however long it lasts, and the thread waits meanwhile to be woken."""
+
+    class CountingEvent(threading.Event):
+        waits = 0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.waits += 1
+            return super().wait(timeout)
+
+    announcer = Announcer(0.0, nap)
+    woken = announcer._wake = CountingEvent()
+    for number in range(3):
+        first, second = threading.Event(), threading.Event()
+
+        def announce(first: threading.Event = first, second: threading.Event = second) -> None:
+            (second if first.is_set() else first).set()
+
+        announcer.begin(announce)
+        assert first.wait(LONG)
+        assert not second.wait(0.05)
+        announcer.end()
+        assert woken.waits <= 2 * (number + 1)
+
+
 def test_an_announcement_that_fails_does_not_stop_the_next(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is logged."""
-    announcer = Announcer(delay=0.0)
+    announcer = Announcer(0.0, nap)
     tried, announced = threading.Event(), threading.Event()
 
     def fail() -> None:

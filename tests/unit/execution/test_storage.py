@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -135,8 +136,15 @@ def test_a_local_file_is_synced_before_it_is_visible(
 ) -> None:
     """Its content first, then its name."""
     steps: list[str] = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("sync"), fsync(fd))[1])
-    monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("rename"), replace(a, b))[1])
+
+    def noting(name: str, function: Callable[..., None]) -> Callable[..., None]:
+        def noted(*args: object) -> None:
+            steps.append(name)
+            function(*args)
+
+        return noted
+
+    monkeypatch.setattr(os, "fsync", noting("sync", os.fsync))
+    monkeypatch.setattr(os, "replace", noting("rename", os.replace))
     write(FsspecStorage(tmp_path.as_uri()), "runs/x", b"x")
     assert steps == ["sync", "rename", "sync"]

@@ -1,0 +1,56 @@
+"""How many tasks of a shape the engine has at a time.
+
+The engine serves tasks of one shape in the order in which they came, so what it has is a queue that
+newcomers stand behind. It should be long enough that no place ever idles between two short tasks, and not
+longer: about half a second of work. Tasks of ten seconds then wait here, where runs take turns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from lattice.execution.shape import Shape
+from lattice.ports import EngineNode
+
+#: Seconds of work that the engine has beyond what runs.
+_AHEAD = 0.5
+#: What a task is taken to last before the first has ended, in seconds.
+_FIRST_GUESS = 0.5
+#: Weight of the newest duration in the mean.
+_NEWEST = 0.2
+#: Shapes whose durations are remembered.
+_MAX_SHAPES = 256
+
+
+class Pacing:
+    """Limits per shape, from what the cluster has and how long tasks of the shape last.
+
+    `most` is the limit where places do not matter: for the shortest tasks, and for those that ask for
+    nothing that a node can run out of.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._nodes: Sequence[EngineNode] = ()
+        self._seconds: OrderedDict[Shape, float] = OrderedDict()
+
+    def set_nodes(self, nodes: Sequence[EngineNode]) -> None:
+        """What the cluster has now."""
+        self._nodes = nodes
+
+    def observe(self, shape: Shape, seconds: float) -> None:
+        """A task of `shape` has lasted `seconds`."""
+        mean = self._seconds.pop(shape, _FIRST_GUESS)
+        self._seconds[shape] = mean + _NEWEST * (max(seconds, 0.0) - mean)
+        if len(self._seconds) > _MAX_SHAPES:
+            self._seconds.popitem(last=False)
+
+    def limit(self, shape: Shape) -> int:
+        """Most tasks of `shape` that the engine should have."""
+        places = sum(shape.places(node) for node in self._nodes)
+        mean = max(self._seconds.get(shape, _FIRST_GUESS), 1e-4)
+        # A few more than that: a cluster that scales itself must see that more is wanted.
+        wanted = 4 + places * (2 + _AHEAD / mean)
+        return self._most if wanted >= self._most else math.ceil(wanted)

@@ -1,0 +1,42 @@
+"""What a task needs of the engine and where it may run."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Self
+
+from lattice.ids import NodeId
+from lattice.ports import Call, EngineNode, Job
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Needs and exclusions of a task. Tasks of one shape compete for the same places.
+
+    Attributes:
+        memory: in MiB.
+        runtime_env: JSON text, empty for none.
+        excluded: nodes that it may not run on.
+    """
+
+    cpus: float
+    memory: float
+    gpus: float
+    runtime_env: str
+    excluded: frozenset[NodeId]
+
+    @classmethod
+    def of(cls, work: Job | Call) -> Self:
+        """The shape of a job or call."""
+        env = json.dumps(dict(work.runtime_env), sort_keys=True) if work.runtime_env else ""
+        resources = work.resources
+        return cls(resources.cpu, resources.cpu_mem, work.gpus, env, work.excluded)
+
+    def places(self, node: EngineNode) -> float:
+        """How many tasks of this shape fit on an empty `node`; infinite if it needs nothing."""
+        if node.node_id in self.excluded:
+            return 0
+        pairs = ((self.cpus, node.cpu), (self.gpus, node.gpu), (self.memory, node.memory))
+        return min((has // needed for needed, has in pairs if needed > 0), default=math.inf)
