@@ -14,7 +14,6 @@ from lattice.execution.ray_cluster import connect
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
 from lattice.observability.telemetry import NoTelemetry
-
 from lattice.orchestrator import Limits, Orchestrator
 from lattice.ports import Telemetry
 from lattice.settings import LatticeSettings
