@@ -60,7 +60,11 @@ def build_orchestrator(
     return Orchestrator(
         store=open_store(settings.resolved_store_url),
         storage=FsspecStorage(storage_url),
-        dispatcher=RayTaskDispatcher(storage_url, settings.inline_value_bytes),
+        dispatcher=RayTaskDispatcher(
+            storage_url,
+            settings.inline_value_bytes,
+            max_result_bytes=settings.max_result_bytes,
+        ),
         clock=SystemClock(),
         ids=RandomIds(),
         telemetry=telemetry or NoTelemetry(),

@@ -338,6 +338,7 @@ class Dispatcher(Protocol):
 
         Raises:
             UserCodeError: the function raised, or its code or arguments do not load.
+            TooLargeError: the pickled result is over `max_result_bytes`.
             UnavailableError: the process that ran it died.
         """
 
@@ -347,6 +348,7 @@ class Dispatcher(Protocol):
         Raises:
             InvalidRequestError: the value is not JSON.
             TooLargeError: the text is longer than `limit` bytes.
+            UnavailableError: the process that made it died.
         """
 
     async def nodes(self) -> list[EngineNode]:

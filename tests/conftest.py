@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
 
 #: Folders whose tests may neither start Ray nor sleep.
 _PURE = ("unit", "simulation")
@@ -19,12 +24,36 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _pure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes `ray.init` and `time.sleep` raise in tests that must need neither."""
-    if Path(request.path).relative_to(Path(__file__).parent).parts[0] not in _PURE:
+    """Makes `ray.init`, and `time.sleep` in code of ours, raise in tests that must need neither."""
+    if request.path.relative_to(ROOT / "tests").parts[0] not in _PURE:
         return
+    sleep = time.sleep
 
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a unit test may neither start Ray nor sleep")
+    def no_ray(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a unit test may not start Ray")
 
-    monkeypatch.setattr("ray.init", refuse)
-    monkeypatch.setattr(time, "sleep", refuse)
+    def no_sleep(seconds: float) -> None:
+        caller = Path(sys._getframe(1).f_code.co_filename)
+        # The environment may be inside the project's folder.
+        if caller.is_relative_to(ROOT) and not caller.is_relative_to(ROOT / ".venv"):
+            raise AssertionError("a unit test may not sleep")
+        sleep(seconds)
+
+    monkeypatch.setattr("ray.init", no_ray)
+    monkeypatch.setattr(time, "sleep", no_sleep)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """A test leaves the process's environment variables as they were."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The quick and pure tests run first, and in a process that Ray has left no traces in."""
+    items.sort(key=lambda item: "unit" not in item.path.relative_to(ROOT / "tests").parts)

@@ -24,6 +24,7 @@ _LOST: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.ObjectLostError, "an input of the task was lost with the node that held it"),
     (exceptions.ObjectStoreFullError, "the node's object store is full"),
     (exceptions.OutOfDiskError, "the node's disk is full"),
+    (FrameError, "the report of the task cannot be read: its process was damaged by user code"),
     (exceptions.TaskCancelledError, "the task was cancelled from outside Lattice"),
 )
 
@@ -34,7 +35,6 @@ _FAILED: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.UnserializableException, "the task raised an exception that cannot be passed on"),
     (exceptions.RaySystemError, "what the task returned cannot be read"),
     (exceptions.RayTaskError, "the worker could not run the task"),
-    (FrameError, "the worker's report cannot be read; the task has damaged its process"),
 )
 
 

@@ -235,14 +235,17 @@ class RayTaskDispatcher:
         self._queue.done(taken.shape)
         if taken.force is not None:
             taken.force.cancel()
+        error = None if future.cancelled() else future.exception()
+        if error is not None and taken.large is not None and not self._closed:
+            # The other return holds the same error, which Ray logs if nobody has looked at it.
+            _future(taken.large).add_done_callback(
+                lambda large: large.cancelled() or large.exception()
+            )
         if not taken.cancelled and not self._closed:
-            error = future.exception()
             if isinstance(error, ObjectLostError) and taken.sources:
                 self._try_from_storage(taken)
             else:
                 self._end(taken, self._end_of(taken, future))
-        elif not future.cancelled():
-            future.exception()  # looked at, so that asyncio does not complain
         self._pump_soon()
 
     def _try_from_storage(self, taken: _Attempt) -> None:
@@ -358,7 +361,8 @@ class RayTaskDispatcher:
         """The frame under `reference`; its task is ended if the caller is cancelled."""
         self._calls.add(reference)
         try:
-            return await _future(reference)
+            frame: bytes = await _future(reference)
+            return frame
         except asyncio.CancelledError:
             ray.cancel(reference, force=False)
             self._loop.call_later(self._cancel_grace, _kill, reference)
@@ -412,7 +416,7 @@ class RayTaskDispatcher:
         self._large.clear()
 
 
-def _future(reference: Frame) -> asyncio.Future[bytes]:
+def _future(reference: ray.ObjectRef[Any]) -> asyncio.Future[Any]:
     future: Any = reference.future()
     return asyncio.wrap_future(future)
 

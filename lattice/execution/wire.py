@@ -27,6 +27,10 @@ from lattice.workflow.events import (
 
 _LENGTH = struct.Struct("<I")
 
+# Made here, so that user code that replaces functions of `json` in its process does not matter.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
+
 
 class FrameError(Exception):
     """Bytes that are no frame: user code has damaged its process."""
@@ -51,14 +55,14 @@ Rendering = bytes | NotJson | TooLarge | ErrorInfo
 
 
 def _frame(header: object, blobs: Sequence[bytes] = ()) -> bytes:
-    text = json.dumps([header, [len(blob) for blob in blobs]], separators=(",", ":")).encode()
+    text = _encode([header, [len(blob) for blob in blobs]]).encode()
     return b"".join((_LENGTH.pack(len(text)), text, *blobs))
 
 
 def _unframe(frame: bytes) -> tuple[Any, list[bytes]]:
     (length,) = _LENGTH.unpack_from(frame)
     position = _LENGTH.size + length
-    header, lengths = json.loads(frame[_LENGTH.size : position])
+    header, lengths = _decode(frame[_LENGTH.size : position].decode())
     blobs = []
     for length in lengths:
         blobs.append(frame[position : position + length])
@@ -141,7 +145,7 @@ def decode_call(frame: bytes) -> CallResult | UserCodeError | TooLarge:
         if "too_large" in header:
             return TooLarge(header["too_large"])
         text, pickled = blobs
-        return CallResult(json.loads(text), pickled)
+        return CallResult(_decode(text.decode()), pickled)
     except Exception as error:
         raise FrameError(repr(error)) from error
 
