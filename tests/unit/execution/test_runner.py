@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -214,6 +215,21 @@ def test_a_child_that_is_forked_in_a_coroutine_leaves_the_parents_loop_alone(rai
 
 def _double(number: int) -> int:
     return 2 * number
+
+
+def test_children_are_born_with_the_default_action_of_sigterm() -> None:
+    """A handler of the engine that raises must not keep a pool from ending its children."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_multiprocessing_works() -> None:
