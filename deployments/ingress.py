@@ -73,6 +73,8 @@ class RemoteOrchestrator:
                 while True:
                     try:
                         answer = await self._handle.call.remote(method, args, kwargs)
+                    except ray.exceptions.RayTaskError:
+                        raise  # a defect in the orchestrator, which would only come again
                     except _ENGINE_ERRORS as error:
                         keyed = any(isinstance(each, Once) for each in (*args, *kwargs.values()))
                         if method not in _REPEATABLE and not keyed:
@@ -102,6 +104,8 @@ class RemoteOrchestrator:
                 if isinstance(group, Refusal):
                     raise group.error
                 yield group
+        except ray.exceptions.RayTaskError:
+            raise
         except _ENGINE_ERRORS as error:
             raise _unavailable(error) from error
         finally:
