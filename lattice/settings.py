@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -84,7 +85,8 @@ class LatticeSettings(BaseModel):
         """The database's URL with its default filled in."""
         if self.store_url is not None:
             return self.store_url
-        return f"sqlite:///{self._folder() / 'lattice.db'}"
+        # As a URL: a path may have characters that mean something there.
+        return f"sqlite:///{quote(str(self._folder() / 'lattice.db'))}"
 
     @property
     def resolved_storage_url(self) -> str:

@@ -41,6 +41,7 @@ class Assignment:
 
     Attributes:
         upstream: for each argument, which of the large outputs that come along holds it, or None.
+        timed: the start is reported before the code runs, however short it is.
         has_gpu: GPUs were asked for.
         mailbox: name of the actor that wants to know when a long attempt begins.
     """
@@ -54,6 +55,7 @@ class Assignment:
     upstream: tuple[int | None, ...]
     output_keys: tuple[str, ...]
     batched: bool
+    timed: bool
     has_gpu: bool
     storage_url: str
     inline_value_bytes: int

@@ -114,6 +114,7 @@ class RayTaskDispatcher:
         self._large: dict[tuple[RunId, TaskId], ray.ObjectRef[Large | None]] = {}
         self._pump_due = False
         self._closed = False
+        self._node_watch: asyncio.Future[None] | None = None
         self._renderers = asyncio.Semaphore(_RENDERERS)
         self._run_attempt = RemoteFunctions(ray_worker.run_attempt, returns=2)
         self._run_function = RemoteFunctions(ray_worker.run_function, returns=1)
@@ -222,6 +223,7 @@ class RayTaskDispatcher:
             upstream=tuple(positions),
             output_keys=job.output_keys,
             batched=job.batched,
+            timed=job.timed,
             has_gpu=job.gpus > 0,
             storage_url=self._storage_url,
             inline_value_bytes=self._inline_value_bytes,
@@ -406,8 +408,9 @@ class RayTaskDispatcher:
                 _kill(taken.report)
         for reference in self._calls:
             _kill(reference)
-        self._node_watch.cancel()
-        await asyncio.wait([self._node_watch])
+        if self._node_watch is not None:
+            self._node_watch.cancel()
+            await asyncio.wait([self._node_watch])
         await self._starts.close()
         await self._codes.close()
         if self._in_flight:

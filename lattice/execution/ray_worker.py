@@ -6,11 +6,13 @@ unpickled by the process that submitted the task.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
 
 import ray
+import ray.exceptions
 from ray.actor import ActorHandle
 
 from lattice.execution import attempt, wire
@@ -34,7 +36,13 @@ def run_attempt(
     """An attempt of a task. A reference to its code is nested, so that it is fetched only where it is not loaded."""
     assigned = attempt.decode(assignment)
     placement = _placement()
-    _announcer.begin(functools.partial(_announce, assigned, placement))
+    if assigned.timed:
+        # Code that never lets go of the interpreter would keep the announcer's thread from telling.
+        # The report of the end makes up for a start that could not be told.
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            _announce(assigned, placement)
+    else:
+        _announcer.begin(functools.partial(_announce, assigned, placement))
     try:
         return attempt.run_attempt(assigned, _fetch(code), upstream, placement)
     finally:

@@ -133,11 +133,12 @@ class Catalogue:
         """A new workflow with all its tasks and edges.
 
         Raises:
-            InvalidRequestError, CycleError, TooLargeError, TaskNotFoundError: nothing was made.
+            InvalidRequestError, TooLargeError, TaskNotFoundError: nothing was made. References and
+                cycles are checked by the workflow's `graph`.
         """
         self._check_count(len(uploads))
-        workflow = Workflow(WorkflowId(self._ids.new_id()))
-        writes: list[Write] = [PutWorkflow(workflow.workflow_id, self._clock.now())]
+        workflow_id = WorkflowId(self._ids.new_id())
+        writes: list[Write] = [PutWorkflow(workflow_id, self._clock.now())]
         saved: dict[TaskId, Task] = {}
         blobs: dict[Digest, PutBlob] = {}
         for upload in uploads:
@@ -149,18 +150,18 @@ class Catalogue:
                 )
             code, blob = _code(upload.code, upload.name)
             task = _task(upload.definition, upload.task_id, upload.name, TaskKind.CODE, code)
-            # All tasks are there, with their outputs, before the first reference is checked.
-            workflow.add_task(Task(task.task_id, task.name, code=code, outputs=task.outputs))
+            if task.task_id in saved:
+                raise InvalidRequestError(
+                    "task_id", f"{task.task_id!r} twice", "each task needs an id of its own"
+                )
             saved[task.task_id] = task
             blobs[blob.digest] = blob
-            writes.append(_put(workflow, task))
+            writes.append(PutTask(workflow_id, task.task_id, json.dumps(task.document())))
         writes += blobs.values()
-        for task in saved.values():
-            workflow.save_task(task, add_edges=False)
-        for source, target in edges:
-            if workflow.add_edge(source, target):
-                writes.append(PutEdge(workflow.workflow_id, source, target))
-        workflow.graph()
+        # All at once, and then one look at the whole: edge by edge would take the square of the time.
+        workflow = Workflow(workflow_id, saved.values())
+        workflow.add_edges(edges)
+        writes += [PutEdge(workflow_id, source, target) for source, target in workflow.edges]
         return workflow, writes
 
     def _check_count(self, count: int) -> None:

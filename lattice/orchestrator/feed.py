@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
+from lattice.errors import LatticeError
 from lattice.ids import RunId
 from lattice.ports import Store
 
@@ -57,6 +58,13 @@ class Feed:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._live: dict[RunId, _Live] = {}
+        self._failure: LatticeError | None = None
+
+    def fail(self, error: LatticeError) -> None:
+        """Nothing more will become durable: whoever waits for the next message is told."""
+        self._failure = error
+        for live in self._live.values():
+            live.wake()
 
     def open(self, run_id: RunId, seq: int) -> None:
         """A run goes live; `seq` is that of its last stored message, 0 if there is none."""
@@ -75,6 +83,8 @@ class Feed:
         while True:
             live = self._live.get(run_id)
             if live is not None and after >= live.seq:
+                if self._failure is not None:
+                    raise self._failure
                 await live.changed.wait()
                 continue
             group = live.after(after) if live is not None else None

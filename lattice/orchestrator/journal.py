@@ -20,6 +20,8 @@ from lattice.ports import Clock, Store, Telemetry, Write
 
 _log = logging.getLogger(__name__)
 
+_CLOSED = StoreUnavailableError("the orchestrator has stopped")
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -31,7 +33,14 @@ class _Entry:
 class Journal:
     """Commits writes to a store under one lease, off the event loop."""
 
-    def __init__(self, store: Store, lease: int, clock: Clock, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        store: Store,
+        lease: int,
+        clock: Clock,
+        telemetry: Telemetry,
+        on_failure: Callable[[LatticeError], None],
+    ) -> None:
         self._store = store
         self._lease = lease
         self._clock = clock
@@ -40,6 +49,7 @@ class Journal:
         self._wake = asyncio.Event()
         self._closing = False
         self._failure: LatticeError | None = None
+        self._on_failure = on_failure
         # One thread: groups are committed one after another, and never behind someone's slow read.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._writer = asyncio.create_task(self._run(), name="journal")
@@ -60,8 +70,9 @@ class Journal:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Whoever does not await the future learns of a failure from `failure`.
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
-        if self._failure is not None:
-            done.set_exception(self._failure)
+        failure = self._failure or (_CLOSED if self._writer.done() else None)
+        if failure is not None:
+            done.set_exception(failure)
             return done
         self._pending.append(_Entry(writes, then, done))
         self._wake.set()
@@ -115,3 +126,4 @@ class Journal:
             if not entry.done.done():
                 entry.done.set_exception(error)
         self._pending.clear()
+        self._on_failure(error)

@@ -19,6 +19,7 @@ from lattice.errors import (
     OrchestratorNotInitializedError,
     ResultNotFoundError,
     RunNotFoundError,
+    UnavailableError,
     UserCodeError,
 )
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
@@ -119,15 +120,22 @@ class Orchestrator:
             return
         self.initialize()
         assert self._lease is not None
-        journal = Journal(self._store, self._lease, self._clock, self._telemetry)
         feed = Feed(self._store)
+        journal = Journal(self._store, self._lease, self._clock, self._telemetry, feed.fail)
         nodes = NodeRegistry(await asyncio.to_thread(self._store.load_nodes))
         runs = Runs(journal, feed, self._dispatcher, nodes, self._clock, self._telemetry)
         await self._dispatcher.start(runs.report, self._load_code)
         nodes.refresh(await self._dispatcher.nodes())
         records = await asyncio.to_thread(self._store.unfinished_runs)
         for record in records:
-            run = await asyncio.to_thread(rebuild, self._store, record, with_values=True)
+            try:
+                run = await asyncio.to_thread(rebuild, self._store, record, with_values=True)
+            except (LatticeError, ValueError, KeyError) as error:
+                if isinstance(error, UnavailableError):
+                    raise
+                # One run that cannot be read must not keep the others from going on.
+                _log.exception("run %s cannot be read and does not go on", record.run_id)
+                continue
             runs.resume(run, record.created)
         if records:
             _log.info("went on with %d unfinished runs", len(records))
@@ -152,10 +160,12 @@ class Orchestrator:
             return
         self._closed = True
         started, self._started = self._started, None
-        await self._dispatcher.close()
-        if started is not None:
-            await started.journal.close()
-        await asyncio.to_thread(self._store.close)
+        try:
+            await self._dispatcher.close()
+            if started is not None:
+                await started.journal.close()
+        finally:
+            await asyncio.to_thread(self._store.close)
 
     def cleanup(self) -> None:
         """Lets go of the store where `close` could not be awaited. Idempotent."""
@@ -241,8 +251,7 @@ class Orchestrator:
     async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]:
         """The tasks in the order in which they were added, all values as text."""
         workflow = await self._parts.catalogue.workflow(workflow_id)
-        await self._parts.journal.barrier()
-        return [
+        listed = [
             {
                 "id": task.task_id,
                 "name": task.name,
@@ -251,6 +260,8 @@ class Orchestrator:
             }
             for task in workflow.tasks
         ]
+        await self._parts.journal.barrier()
+        return listed
 
     # -- runs --------------------------------------------------------------------------------
 
@@ -329,12 +340,15 @@ class Orchestrator:
 
     async def describe_run(self, run_id: RunId) -> dict[str, object]:
         """A run and how far each of its tasks is. Raises RunNotFoundError."""
+        run = self._parts.runs.live(run_id)
+        progress = None if run is None else _progress(run)
+        # What a live run has told may not be durable yet.
         await self._parts.journal.barrier()
         record = await self._record(run_id)
-        run = self._parts.runs.live(run_id)
-        if run is None:
+        if progress is None or record.finished is not None:
             run = await asyncio.to_thread(rebuild, self._store, record, with_values=False)
-        return _summary(record) | {"last_seq": run.last_seq, "tasks": describe(run)}
+            progress = _progress(run)
+        return _summary(record) | progress
 
     async def cancel_run(self, run_id: RunId) -> str:
         """Ends a run; its status, which is as it was for a run that had ended."""
@@ -481,8 +495,9 @@ class Orchestrator:
         """Registered nodes and their status, and the engine's nodes that nobody registered."""
         parts = self._parts
         parts.nodes.refresh(await self._dispatcher.nodes())
+        described = parts.nodes.describe()
         await parts.journal.barrier()
-        return parts.nodes.describe()
+        return described
 
     async def head_port(self) -> int:
         """The port under which other nodes join the engine."""
@@ -498,10 +513,9 @@ class Orchestrator:
 
     async def _refresh_nodes(self) -> None:
         """Asks for the engine's nodes, unless that was done a moment ago."""
-        now = self._clock.now()
-        if now - self._nodes_at >= _NODES_FRESH:
-            self._nodes_at = now
+        if abs(self._clock.now() - self._nodes_at) >= _NODES_FRESH:
             self._parts.nodes.refresh(await self._dispatcher.nodes())
+            self._nodes_at = self._clock.now()
 
     def _check_placement(self, resources: Resources, where: str) -> None:
         nodes = self._parts.nodes
@@ -512,6 +526,10 @@ class Orchestrator:
         if data is None:
             raise LatticeError(f"the code {digest} is missing from the store")
         return data
+
+
+def _progress(run: Run) -> dict[str, object]:
+    return {"last_seq": run.last_seq, "tasks": describe(run)}
 
 
 def _summary(record: RunRecord) -> dict[str, object]:

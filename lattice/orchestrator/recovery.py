@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from lattice.errors import StoreUnavailableError
+from lattice.errors import LatticeError
 from lattice.ids import Digest, RunId
 from lattice.ports import RunRecord, Store
 from lattice.workflow.graph import Graph
@@ -17,10 +17,10 @@ _PAGE = 1_000
 
 
 def load_graph(store: Store, digest: Digest) -> Graph:
-    """The graph that was put under `digest`. Blocks. Raises StoreUnavailableError if it is not there."""
+    """The graph that was put under `digest`. Blocks. Raises LatticeError if it is not there."""
     data = store.load_blob(digest)
     if data is None:
-        raise StoreUnavailableError(f"the graph {digest} is missing from the store")
+        raise LatticeError(f"the graph {digest} is missing from the store")
     return Graph.from_document(json.loads(data))
 
 

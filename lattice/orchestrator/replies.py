@@ -75,6 +75,8 @@ class Replies:
             del self._under_way[once.key]
 
     async def _stored(self, once: Once) -> Mapping[str, str] | None:
+        # A request that was given up may have left its writes with the journal.
+        await self._journal.barrier()
         record = await asyncio.to_thread(self._store.load_reply, once.key)
         if record is None:
             return None

@@ -199,6 +199,7 @@ class Runs:
             # A share that is not known, as no node with a GPU has come back after a restart, is one.
             gpus=1.0 if share is None else share,
             batched=task.batch.enabled,
+            timed=task.timeout is not None,
             runtime_env=task.runtime_env,
             excluded=self._nodes.excluded,
         )

@@ -1,7 +1,7 @@
 """Stand-ins with state for what the orchestrator needs from outside, for tests without an engine.
 
-They keep the ports' promises (`tests/contract/` holds them to it where the real ones are held to
-theirs) and add the handles by which a test decides what happens next.
+They keep the ports' promises as far as the orchestrator relies on them, and add the handles by which a
+test decides what happens next.
 """
 
 from __future__ import annotations

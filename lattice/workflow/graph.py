@@ -251,6 +251,19 @@ class Workflow:
         self._link(source, target)
         return True
 
+    def add_edges(self, edges: Iterable[tuple[TaskId, TaskId]]) -> None:
+        """Adds explicit edges to a workflow that is not shared yet; `graph` finds cycles.
+
+        Raises:
+            TaskNotFoundError: the workflow has no such task.
+        """
+        for source, target in edges:
+            self.task(source)
+            self.task(target)
+            if (source, target) not in self._edges:
+                self._edges[source, target] = None
+                self._link(source, target)
+
     def del_edge(self, source: TaskId, target: TaskId) -> bool:
         """Removes an explicit edge; False if only a reference implies the edge, which then stays.
 

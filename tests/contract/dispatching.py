@@ -85,6 +85,7 @@ class Bench:
             "resources": Resources(),
             "gpus": 0.0,
             "batched": False,
+            "timed": False,
             "runtime_env": {},
             "excluded": frozenset(),
         }

@@ -94,8 +94,14 @@ class Subscriber:
         wait_for("the run's last message", attempt)
 
 
-def check(subscriber: Subscriber, rest: Rest, run_id: str, marks: Path) -> None:
-    """Every message once and in order; every task finished once; no finished task run again."""
+def check(
+    subscriber: Subscriber, rest: Rest, run_id: str, marks: Path, *, untold_retries: int
+) -> None:
+    """What was seen live is what is stored; every task finished once; every rerun has its reason.
+
+    `untold_retries` bounds the tasks that ran again without a message, as an orchestrator that died
+    may not have stored that they had begun.
+    """
     seqs = [message["data"]["seq"] for message in subscriber.messages]
     assert seqs == list(range(1, len(seqs) + 1))
     assert subscriber.messages[-1]["data"]["status"] == "succeeded"
@@ -105,6 +111,8 @@ def check(subscriber: Subscriber, rest: Rest, run_id: str, marks: Path) -> None:
         if message["type"] == "finish_task"
     )
     assert finished == Counter(range(TASKS))
+    workflow_id = str(subscriber.messages[0]["data"]["workflow_id"])
+    assert rest.messages(workflow_id, run_id) == subscriber.messages
     seen = rest.get(f"/runs/{run_id}")["run"]
     assert seen["last_seq"] == len(seqs)
     # A task may have begun more often than once, where its process died; but what a subscriber has
@@ -116,7 +124,7 @@ def check(subscriber: Subscriber, rest: Rest, run_id: str, marks: Path) -> None:
         if message["type"] == "task_retry"
     )
     assert all(begun[f"begin {n}"] >= 1 for n in range(TASKS))
-    assert sum(begun.values()) - TASKS <= sum(retried.values()) + 10
+    assert sum(begun.values()) - TASKS <= sum(retried.values()) + untold_retries
 
 
 def finished_when(rest: Rest, run_id: str) -> set[str]:
@@ -159,7 +167,8 @@ def test_the_orchestrator_is_killed_in_the_middle_of_a_run(
             before.update({n: counts[f"begin {n}"] for n in numbers.values()})
 
     subscriber.follow(kill_after_forty)
-    check(subscriber, rest, run_id, marks)
+    # What the two CPUs ran, at half a CPU a task, and what had just ended.
+    check(subscriber, rest, run_id, marks, untold_retries=10)
     assert len(before) > 10
     after = begun(marks)
     assert {n: after[f"begin {n}"] for n in before} == before
@@ -175,7 +184,7 @@ def test_the_ingress_is_killed_in_the_middle_of_a_run(
     subscriber = Subscriber(rest, workflow_id, run_id)
     subscriber.follow(lambda seen: service.kill(INGRESS) if seen == 40 else None)
     assert subscriber.reconnects >= 1
-    check(subscriber, rest, run_id, marks)
+    check(subscriber, rest, run_id, marks, untold_retries=0)
     assert sum(begun(marks).values()) == TASKS
 
 
@@ -203,7 +212,7 @@ def test_workers_are_killed_in_the_middle_of_a_run(
                 break
 
     subscriber.follow(kill_a_worker)
-    check(subscriber, rest, run_id, marks)
+    check(subscriber, rest, run_id, marks, untold_retries=0)
     assert killed == 2
     assert any(message["type"] == "task_retry" for message in subscriber.messages)
 

@@ -284,6 +284,15 @@ def test_a_timeout_ends_the_work(rest: Rest, tmp_path: Any) -> None:
     assert not mark.exists()
 
 
+def test_a_timeout_ends_code_that_never_lets_go(rest: Rest) -> None:
+    """A regular expression that backtracks for ever holds the interpreter in one call."""
+    failed = rest.outcome(
+        "import re\ndef task(p):\n    re.match('(a+)+$', 'a' * 60 + 'b')\n    return {'out': 1}\n",
+        timeout=0.5,
+    )
+    assert "timeout of 0.5 s" in failed["data"]["result"]
+
+
 def test_retries_by_policy(rest: Rest, tmp_path: Any) -> None:
     """The third try succeeds; the tries before are told."""
     mark = tmp_path / "tries"

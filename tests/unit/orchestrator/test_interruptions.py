@@ -1,0 +1,164 @@
+"""Requests that are given up, commits that fail while others look, and parts that cannot be read."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from lattice.errors import LatticeError, StoreUnavailableError
+from lattice.ids import TaskId
+from lattice.ports import Once, Write
+from tests.unit.orchestrator.world import World, upload
+
+pytestmark = pytest.mark.anyio
+
+A, B = TaskId("a"), TaskId("b")
+
+
+class HeldCommits:
+    """Holds commits from now on; `release` lets all of them through."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._gate = threading.Event()
+        self._entered = threading.Event()
+        self._commit = world.store.commit
+        monkeypatch.setattr(world.store, "commit", self._held)
+
+    def _held(self, lease: int, writes: Sequence[Write]) -> None:
+        self._entered.set()
+        assert self._gate.wait(30)
+        self._commit(lease, writes)
+
+    async def entered(self) -> None:
+        await asyncio.to_thread(self._entered.wait, 30)
+
+    def release(self) -> None:
+        self._gate.set()
+
+
+def broken(lease: int, writes: Sequence[Write]) -> None:
+    raise StoreUnavailableError("disk full")
+
+
+async def test_a_request_given_up_in_its_commit_is_still_done_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent again with its key, it gets the answer of the first; there is one run."""
+    workflow_id = await world.workflow("a")
+    commits = HeldCommits(world, monkeypatch)
+    once = Once("key", "f")
+    first = asyncio.create_task(world.orchestrator.run_workflow(workflow_id, once))
+    await commits.entered()
+    first.cancel()
+    await asyncio.wait([first])
+    second = asyncio.create_task(world.orchestrator.run_workflow(workflow_id, once))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    commits.release()
+    run_id = await second
+    assert await world.orchestrator.run_workflow(workflow_id, once) == run_id
+    running = await world.orchestrator.list_runs(10, workflow_id=workflow_id, status="running")
+    assert [run["run_id"] for run in running] == [run_id]
+
+
+async def test_a_run_is_described_as_it_is_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks while a task's end is being committed waits, and is told nothing if that fails."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a"), upload("b")], [(A, B)])
+    commits = HeldCommits(world, monkeypatch)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    described = asyncio.create_task(world.orchestrator.describe_run(run_id))
+    await commits.entered()
+    assert not described.done()
+    commits.release()
+    assert (await described)["last_seq"] == 2
+    monkeypatch.setattr(world.store, "commit", broken)
+    world.dispatcher.succeed(run_id, B, out=b"")
+    with pytest.raises(StoreUnavailableError):
+        await world.orchestrator.describe_run(run_id)
+
+
+async def test_tasks_are_listed_as_they_are_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that came after the question is not in the answer, durable or not."""
+    workflow_id = await world.workflow("a")
+    commits = HeldCommits(world, monkeypatch)
+    other = asyncio.create_task(world.orchestrator.create_workflow())
+    await commits.entered()
+    listing = asyncio.create_task(world.orchestrator.workflow_tasks(workflow_id))
+    await asyncio.sleep(0)
+    late = asyncio.create_task(world.orchestrator.add_task(workflow_id, "code", "late"))
+    await asyncio.sleep(0)
+    commits.release()
+    assert [task["name"] for task in await listing] == ["a"]
+    await asyncio.gather(other, late)
+
+
+async def test_subscribers_are_told_when_nothing_more_can_be_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that wait, and those that come later: none hangs."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
+    waiting = asyncio.create_task(world.messages(run_id))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    monkeypatch.setattr(world.store, "commit", broken)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    for follower in (waiting, asyncio.create_task(world.messages(run_id))):
+        with pytest.raises(StoreUnavailableError, match="disk full"):
+            await asyncio.wait_for(follower, 30)
+
+
+async def test_a_run_that_cannot_be_read_does_not_stop_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart the others go on."""
+    _, lost = await world.orchestrator.submit_workflow([upload("a")], [])
+    _, run_id = await world.orchestrator.submit_workflow([upload("b")], [])
+    record = world.store.load_run(lost)
+    assert record is not None
+    load = world.store.load_blob
+    monkeypatch.setattr(
+        world.store,
+        "load_blob",
+        lambda digest: None if digest == record.graph else load(digest),
+    )
+    await world.restart()
+    assert world.dispatcher.submitted == [(B, 1)]
+    world.dispatcher.succeed(run_id, B, out=b"")
+    assert (await world.messages(run_id))[-1] == "finish_workflow"
+
+
+async def test_nothing_is_accepted_after_the_end(world: World) -> None:
+    """A write that comes too late is refused, not kept waiting."""
+    journal = world.orchestrator._parts.journal
+    await world.orchestrator.close()
+    with pytest.raises(LatticeError):
+        await asyncio.wait_for(journal.append([]), 30)
+
+
+async def test_a_chain_may_be_submitted_in_any_order(world: World) -> None:
+    """Tasks that refer to later ones: their order in the request does not matter."""
+    names = [f"t{number}" for number in range(50)]
+    tasks = [
+        upload(
+            name,
+            task_input={
+                "input_params": {
+                    "1": {"key": "x", "input_schema": "from_task", "value": f"t{number + 1}.out"}
+                }
+            }
+            if number < 49
+            else {},
+        )
+        for number, name in enumerate(names)
+    ]
+    _, run_id = await world.orchestrator.submit_workflow(tasks, [])
+    for name in reversed(names):
+        world.dispatcher.succeed(run_id, TaskId(name), out=b"")
+    assert len(await world.messages(run_id)) == 101
