@@ -234,8 +234,8 @@ class Store(Protocol):
 class ValueStorage(Protocol):
     """Output values too large for the database, as opaque bytes under keys. Methods block."""
 
-    def read(self, location: str) -> bytes:
-        """The bytes under `location`. Raises FileNotFoundError."""
+    def read(self, location: str, start: int = 0, size: int = -1) -> bytes:
+        """Up to `size` bytes under `location` from `start`, all for -1. Raises FileNotFoundError."""
 
 
 # -- execution ---------------------------------------------------------------------------------
@@ -399,6 +399,10 @@ class Telemetry(Protocol):
 # -- orchestrator ------------------------------------------------------------------------------
 
 
+#: A value is handed on in parts of this size, so that it is never whole in the control plane.
+VALUE_PART_BYTES = 4 * 1024 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Once:
     """An idempotency key and a fingerprint of the request that carries it."""
@@ -491,7 +495,8 @@ class OrchestratorService(Protocol):
 
     async def value_json(self, run_id: RunId, task_id: TaskId, key: str) -> bytes: ...
 
-    async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str) -> bytes: ...
+    async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str, start: int = 0) -> bytes:
+        """The part of an output's pickle from `start`: `VALUE_PART_BYTES`, or less at its end."""
 
     async def connect_worker(
         self, node_id: NodeId, node_ip: str, resources: Mapping[str, object]

@@ -47,10 +47,11 @@ class FsspecStorage:
         self._root = str(root).rstrip("/")
         self._local = isinstance(filesystem, LocalFileSystem)
 
-    def read(self, location: str) -> bytes:
-        """The bytes under `location`. Raises FileNotFoundError."""
+    def read(self, location: str, start: int = 0, size: int = -1) -> bytes:
+        """Up to `size` bytes under `location` from `start`, all for -1. Raises FileNotFoundError."""
         with self.open(location) as file:
-            return file.read()
+            file.seek(start)
+            return file.read(size)
 
     def open(self, location: str) -> IO[bytes]:
         """The file under `location`, to be read. Raises FileNotFoundError."""

@@ -31,6 +31,7 @@ from lattice.orchestrator.recovery import rebuild
 from lattice.orchestrator.replies import Effect, Replies
 from lattice.orchestrator.runs import Runs, describe
 from lattice.ports import (
+    VALUE_PART_BYTES,
     Call,
     CallResult,
     Clock,
@@ -391,14 +392,16 @@ class Orchestrator:
         value = await self._value(run_id, task_id, key)
         return await self._dispatcher.render(value, self._limits.max_result_bytes)
 
-    async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str) -> bytes:
-        """The pickle of one output, as opaque bytes. Raises ResultNotFoundError."""
+    async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str, start: int = 0) -> bytes:
+        """A part of the pickle of one output, as opaque bytes. Raises ResultNotFoundError."""
         value = await self._value(run_id, task_id, key)
         if value.inline is not None:
-            return value.inline
+            return value.inline[start : start + VALUE_PART_BYTES]
         assert value.location is not None
         try:
-            return await asyncio.to_thread(self._storage.read, value.location)
+            return await asyncio.to_thread(
+                self._storage.read, value.location, start, VALUE_PART_BYTES
+            )
         except FileNotFoundError:
             raise ResultNotFoundError(
                 run_id, task_id, f"output {key!r} is no longer in storage"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import textwrap
 from typing import Any
 
@@ -190,8 +191,6 @@ def test_multiprocessing_works(rest: Rest) -> None:
 
 def test_values_that_are_not_json_are_described_and_can_be_fetched(rest: Rest) -> None:
     """Type, size, shape and url; the url gives the exact object."""
-    import pickle
-
     done = rest.outcome(
         "import numpy\ndef task(p):\n    return {'out': numpy.arange(6).reshape(2, 3), 'nan': float('nan')}\n",
         task_output=outputs("out", "nan"),
@@ -231,6 +230,8 @@ def test_large_values_go_on_to_the_next_task(rest: Rest) -> None:
     assert results[make]["text"]["type"] == "str"
     assert results[make]["array"]["size"] > 32_000_000
     assert results[use] == {"out": [4_000_000.0, 100_000]}
+    array = rest.http.get(results[make]["array"]["url"], params={"format": "pickle"})
+    assert float(pickle.loads(array.content).sum()) == 4_000_000.0
     assert rest.get(results[make]["text"]["url"]) == "x" * 100_000
     assert rest.get(f"/runs/{run_id}/tasks/{use}/result")["result"] == results[use]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from lattice.api.dependencies import AnyId, AppHolder, Service
 from lattice.api.errors import refusals
@@ -21,6 +22,7 @@ from lattice.api.requests import JSONRoute
 from lattice.api.responses import SafeJSONResponse
 from lattice.api.streams import EventStreamResponse
 from lattice.ids import RunId, TaskId, WorkflowId
+from lattice.ports import VALUE_PART_BYTES
 
 router = APIRouter(tags=["runs"], route_class=JSONRoute)
 
@@ -140,8 +142,20 @@ async def output_value(
     # A browser must show neither as a page.
     headers = {"X-Content-Type-Options": "nosniff"}
     if format == "pickle":
-        data = await service.value_pickle(*where)
-        return Response(data, headers=headers, media_type="application/octet-stream")
+        first = await service.value_pickle(*where)
+
+        async def parts() -> AsyncIterator[bytes]:
+            part, start = first, 0
+            while part:
+                yield part
+                start += len(part)
+                part = (
+                    await service.value_pickle(*where, start)
+                    if len(part) == VALUE_PART_BYTES
+                    else b""
+                )
+
+        return StreamingResponse(parts(), headers=headers, media_type="application/octet-stream")
     return Response(
         await service.value_json(*where), headers=headers, media_type="application/json"
     )

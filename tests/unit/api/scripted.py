@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 
 from lattice.errors import RunNotFoundError, UnavailableError
 from lattice.ids import NodeId, RunId, TaskId, WorkflowId
-from lattice.ports import CallResult, Once, OrchestratorService, TaskUpload
+from lattice.ports import (
+    VALUE_PART_BYTES,
+    CallResult,
+    Once,
+    OrchestratorService,
+    TaskUpload,
+)
 
 
 def message(seq: int) -> str:
@@ -178,9 +184,9 @@ class ScriptedService(OrchestratorService):
         self._note("value_json", run_id, task_id, key)
         return self.value
 
-    async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str) -> bytes:
+    async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str, start: int = 0) -> bytes:
         self._note("value_pickle", run_id, task_id, key)
-        return b"\x80pickled"
+        return b"\x80pickled"[start : start + VALUE_PART_BYTES]
 
     async def connect_worker(
         self, node_id: NodeId, node_ip: str, resources: Mapping[str, object]

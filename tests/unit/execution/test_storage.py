@@ -29,6 +29,8 @@ def test_what_was_written_is_read(storage: FsspecStorage) -> None:
     write(storage, "runs/r/t/1/out", b"first")
     write(storage, "runs/r/t/1/out", b"second")
     assert storage.read("runs/r/t/1/out") == b"second"
+    assert storage.read("runs/r/t/1/out", 2, 3) == b"con"
+    assert storage.read("runs/r/t/1/out", 6, 3) == b""
 
 
 def test_what_is_not_there_is_not_found(storage: FsspecStorage) -> None:

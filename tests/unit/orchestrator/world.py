@@ -15,7 +15,7 @@ from lattice.workflow.task import CodeForm
 class NoStorage:
     """Storage without anything in it."""
 
-    def read(self, location: str) -> bytes:
+    def read(self, location: str, start: int = 0, size: int = -1) -> bytes:
         raise FileNotFoundError(location)
 
 
