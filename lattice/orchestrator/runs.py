@@ -201,6 +201,8 @@ class Runs:
             batched=task.batch.enabled,
             runtime_env=task.runtime_env,
             excluded=self._nodes.excluded,
+            batch_size=task.batch.batch_size,
+            batch_timeout=task.batch.batch_timeout,
         )
 
 
