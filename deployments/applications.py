@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
+from ray.runtime_env import RuntimeEnv
 
 from deployments.definition import Definition
 from deployments.task_replica import ReplicaTask, TaskDeployment
@@ -44,9 +45,16 @@ class Status:
 
 
 def deploy(name: str, definition: Definition, task: ReplicaTask, scaling: Scaling) -> Any:
-    """Creates the application; returns its handle. It has no replica until it is called."""
+    """Creates the application; returns its handle. It has no replica until it is called.
+
+    Raises:
+        ValueError, TypeError: options that the engine refuses, such as a malformed runtime_env.
+    """
+    options = definition.actor_options()
+    # Serve itself would only find out when it starts a replica.
+    RuntimeEnv(**options.get("runtime_env", {}))
     deployment: Any = TaskDeployment.options(
-        ray_actor_options=definition.actor_options(),
+        ray_actor_options=options,
         autoscaling_config={
             "min_replicas": 0,
             "max_replicas": scaling.max_replicas,
@@ -89,13 +97,14 @@ def statuses(prefix: str) -> dict[str, Status]:
             ready += sum(
                 count
                 for replica_state, count in deployment.replica_states.items()
-                if getattr(replica_state, "value", replica_state) == "RUNNING"
+                if replica_state == "RUNNING"
             )
-            trigger = getattr(deployment.status_trigger, "value", str(deployment.status_trigger))
-            if "FAIL" in trigger and "HEALTH_CHECK" not in trigger:
+            state = deployment.status.value
+            if state != "HEALTHY":
+                # Serve tries three times; the user's own error is known after the first.
                 failure = wire.find_error(deployment.message)
-                if getattr(deployment.status, "value", deployment.status) in _FAILED:
-                    texts.insert(0, deployment.message)
+            if state in _FAILED and "HEALTH_CHECK" not in deployment.status_trigger.value:
+                texts.insert(0, deployment.message)
         if failure is None and texts:
             failure = _start_failure(texts[0])
         found[name] = Status(ready, state == "DELETING", None if ready else failure)
