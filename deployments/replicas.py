@@ -13,6 +13,7 @@ number. Their names say what they are, so that the next orchestrator finds those
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import logging
@@ -270,7 +271,8 @@ class ReplicaDispatcher:
             application.last_used = self._loop.time()
             if group.stream is not None:
                 # Dropping the stream would leave the call running on the replica.
-                group.stream.cancel()
+                with contextlib.suppress(Exception):  # it raises again what the call has raised
+                    group.stream.cancel()
             self._pump_soon()
 
     def _assignment(self, job: Job) -> Assignment:

@@ -67,7 +67,7 @@ async def bench(engine: None, tmp_path: Path) -> AsyncIterator[Bench]:
 async def until_applications(number: int) -> None:
     """Waits until Serve has so many applications of tasks."""
     async with asyncio.timeout(LONG):
-        while len(await asyncio.to_thread(lambda: serve.status().applications)) != number:
+        while len(await asyncio.to_thread(lambda: serve.status().applications)) != number:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
