@@ -194,6 +194,9 @@ class ReplicaDispatcher:
             application = _Application(name, definition, self._loop.time())
             self._applications[name] = application
             self._wake()
+        if not application.work and application.last_used + self._scaling.idle < self._loop.time():
+            # Nobody has looked meanwhile, and Serve will have ended its replicas.
+            application.ready = 0
         taken = _Attempt(job, application)
         self._attempts[key] = taken
         application.work.add(taken)
