@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import serve
 
+from deployments.dispatching import new_dispatcher
 from lattice.assembly import build_orchestrator
 from lattice.errors import LatticeError
 from lattice.settings import LatticeSettings
@@ -41,7 +42,7 @@ class OrchestratorDeployment:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: LatticeSettings
     ) -> None:
-        self._orchestrator = build_orchestrator(settings)
+        self._orchestrator = build_orchestrator(settings, around=new_dispatcher)
         await self._orchestrator.start_monitor()
 
     async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:

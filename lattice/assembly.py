@@ -15,7 +15,7 @@ from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
 from lattice.observability.telemetry import NoTelemetry
 from lattice.orchestrator import Limits, Orchestrator
-from lattice.ports import Telemetry
+from lattice.ports import Dispatcher, Telemetry
 from lattice.settings import LatticeSettings
 from lattice.store import open_store
 
@@ -45,8 +45,11 @@ def build_orchestrator(
     *,
     ray_head_port: int | None = None,
     telemetry: Telemetry | None = None,
+    around: Callable[[LatticeSettings, RayTaskDispatcher], Dispatcher] | None = None,
 ) -> Orchestrator:
     """An orchestrator that runs tasks as Ray tasks, not started yet.
+
+    `around` may make a dispatcher that runs some tasks otherwise, such as on Serve, which is not known here.
 
     Ray is joined where this process has not done so: at `ray_head_port` of this machine if a head
     listens there, else as a cluster of its own.
@@ -57,14 +60,15 @@ def build_orchestrator(
     if ray_head_port is not None:
         connect(ray_head_port)
     storage_url = settings.resolved_storage_url
+    tasks = RayTaskDispatcher(
+        storage_url,
+        settings.inline_value_bytes,
+        max_result_bytes=settings.max_result_bytes,
+    )
     return Orchestrator(
         store=open_store(settings.resolved_store_url),
         storage=FsspecStorage(storage_url),
-        dispatcher=RayTaskDispatcher(
-            storage_url,
-            settings.inline_value_bytes,
-            max_result_bytes=settings.max_result_bytes,
-        ),
+        dispatcher=tasks if around is None else around(settings, tasks),
         clock=SystemClock(),
         ids=RandomIds(),
         telemetry=telemetry or NoTelemetry(),

@@ -259,7 +259,8 @@ class Job:
     """One attempt of a task.
 
     Attributes:
-        batched: the code takes and returns a list of calls.
+        batched: the code takes and returns a list of calls, of at most `batch_size`, for which a part-full
+            batch waits at most `batch_timeout` seconds.
         timed: there is a time-out, which begins with the report of the start: it must come first.
         gpus: what `gpu` and `gpu_mem` come to, in GPUs.
         excluded: engine ids of nodes that get nothing new.
@@ -278,6 +279,8 @@ class Job:
     timed: bool
     runtime_env: Mapping[str, object]
     excluded: frozenset[NodeId]
+    batch_size: int = 1
+    batch_timeout: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,25 @@ class LatticeSettings(BaseModel):
     ingress_replicas: int = Field(
         default=1, ge=1, description="How many processes answer HTTP requests."
     )
+    max_replicas: int = Field(
+        default=4, ge=1, description="Most replicas of one task definition (batched, GPU or class)."
+    )
+    replica_downscale_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds after which a replica without calls is ended and frees its resources.",
+    )
+    replica_idle_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds without calls after which the application of a task definition is removed.",
+    )
+    max_replica_applications: int = Field(
+        default=100,
+        ge=1,
+        description="Most task definitions that are deployed at a time; beyond it, the one that was not "
+        "used for longest is removed, and calls wait until one is idle.",
+    )
     metrics_enabled: bool = Field(default=True, description="Whether metrics are collected.")
     metrics_exporter: str = Field(
         default="prometheus",

@@ -47,7 +47,7 @@ def task_upload(task: SaveTaskRequest | SubmittedTask, prefix: str = "") -> Task
         raise InvalidRequestError(
             f"{prefix}autoscaling",
             checks.shown(task.autoscaling),
-            "not available in this version: every task runs as a Ray task; leave it out",
+            "not available in this version: the setting max_replicas bounds all replicas; leave it out",
         )
     given = {name: getattr(task, name) for name in _DEFINITION_FIELDS}
     return TaskUpload(

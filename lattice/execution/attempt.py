@@ -21,7 +21,7 @@ from typing import Any
 from lattice.execution import pickling, summary, wire
 from lattice.execution.code import CodeLoadError, Function, load
 from lattice.execution.failures import describe, message_of, type_name
-from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call
+from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
 from lattice.execution.storage import FsspecStorage, location_of
 from lattice.ids import RunId, TaskId
 from lattice.ports import Argument
@@ -107,6 +107,67 @@ def run_attempt(
         return _lost(assignment, ErrorInfo("KeyboardInterrupt", "the task was interrupted")), None
     except BaseException as error:
         return _failed(assignment, describe(error, assignment.name), placement), None
+
+
+def open_function(code: Code, fetch_code: Callable[[], bytes], *, has_gpu: bool) -> Function:
+    """What a replica calls for all of its attempts: a function, or the one instance of a class.
+
+    Raises:
+        CodeLoadError: the code does not load, or its class cannot be constructed.
+    """
+    with _clean_process(has_gpu):
+        return load(code, fetch_code)
+
+
+def run_items_of(
+    function: Function, assignments: Sequence[Assignment], placement: Placement
+) -> list[bytes]:
+    """Runs attempts of one definition together: as one batch if it is batched, else one after the other.
+
+    Large outputs are only stored: what goes from here to other tasks goes through the storage.
+
+    Returns:
+        The frame of the end of each attempt; no attempt's failure is another's.
+    """
+    frames: dict[int, bytes] = {}
+    ready: list[tuple[int, dict[str, object]]] = []
+    batched = assignments[0].batched
+    with _clean_process(assignments[0].has_gpu):
+        for position, assignment in enumerate(assignments):
+            try:
+                params = _arguments(assignment, ())
+                if batched:
+                    ready.append((position, params))
+                else:
+                    frames[position] = _frame_of(
+                        assignment, _run(assignment, function, params), placement
+                    )
+            except _UnavailableError as error:
+                frames[position] = (
+                    _lost(assignment, error.error)
+                    if error.lost
+                    else _failed(assignment, error.error, placement)
+                )
+            except BaseException as error:
+                frames[position] = _failed(assignment, describe(error, assignment.name), placement)
+        if ready:
+            items = [(params, assignments[position].output_keys) for position, params in ready]
+            try:
+                outcomes = run_items(function, items, assignments[0].name)
+            except BaseException as error:  # a KeyboardInterrupt that user code itself raised
+                outcomes = [Failed(describe(error, assignments[0].name))] * len(items)
+            for (position, _), outcome in zip(ready, outcomes, strict=True):
+                frames[position] = _frame_of(assignments[position], outcome, placement)
+    return [frames[position] for position in range(len(assignments))]
+
+
+def _frame_of(assignment: Assignment, outcome: Outcome, placement: Placement) -> bytes:
+    if isinstance(outcome, Failed):
+        return _failed(assignment, outcome.error, placement)
+    try:
+        return _pack(assignment, outcome.outputs, placement)[0]
+    except BaseException as error:
+        return _failed(assignment, describe(error, assignment.name), placement)
 
 
 def _fetch(fetch_code: Callable[[], bytes]) -> bytes:

@@ -95,15 +95,27 @@ def run_batch(
     If the call raises or the length is wrong, the batch is split and its halves run again, so that only
     the items that really fail fail.
     """
+    return run_items(function, [(params, output_keys) for params in batch], name)
+
+
+def run_items(
+    function: Function,
+    items: Sequence[tuple[dict[str, object], Sequence[str]]],
+    name: str,
+) -> list[Outcome]:
+    """As `run_batch`, where each item says which output keys it wants: tasks of one code may differ there."""
     try:
-        returned = invoke(function, list(batch))
+        returned = invoke(function, [params for params, _ in items])
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         failure = Failed(describe(error, name))
     else:
-        if isinstance(returned, (list, tuple)) and len(returned) == len(batch):
-            return [_check_item(function, item, output_keys, name) for item in returned]
+        if isinstance(returned, (list, tuple)) and len(returned) == len(items):
+            return [
+                _check_item(function, item, output_keys, name)
+                for item, (_, output_keys) in zip(returned, items, strict=True)
+            ]
         found = (
             f"{len(returned)} items"
             if isinstance(returned, (list, tuple))
@@ -113,16 +125,16 @@ def run_batch(
             function,
             name,
             "TypeError",
-            f"a batched task takes a list and returns a list of the same length; for {len(batch)} "
+            f"a batched task takes a list and returns a list of the same length; for {len(items)} "
             f"items it returned {found}",
         )
-    if len(batch) == 1:
+    if len(items) == 1:
         return [failure]
-    middle = len(batch) // 2
+    middle = len(items) // 2
     return [
         outcome
-        for half in (batch[:middle], batch[middle:])
-        for outcome in run_batch(function, half, output_keys, name)
+        for half in (items[:middle], items[middle:])
+        for outcome in run_items(function, half, name)
     ]
 
 

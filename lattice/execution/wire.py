@@ -6,7 +6,9 @@ in its process, the dispatcher parses JSON and slices bytes, and unpickles nothi
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from lattice.workflow.events import (
 )
 
 _LENGTH = struct.Struct("<I")
+_ERROR = re.compile(r"\[lattice-error:([A-Za-z0-9+/=]+)\]")
 
 # Made here, so that user code that replaces functions of `json` in its process does not matter.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -177,8 +180,26 @@ def decode_rendering(frame: bytes) -> Rendering:
         raise FrameError(repr(error)) from error
 
 
+def error_text(error: ErrorInfo) -> str:
+    """`error` as text for people, from which `find_error` takes it out of whatever text is around it."""
+    exact = base64.b64encode(_encode(_error(error)).encode()).decode()
+    return f"{error.type}: {error.message}\n{error.traceback}\n[lattice-error:{exact}]"
+
+
+def find_error(text: str) -> ErrorInfo | None:
+    """The last error that `error_text` has put into `text`, if there is one."""
+    found = _ERROR.findall(text)
+    try:
+        return ErrorInfo(*_decode(base64.b64decode(found[-1]).decode())) if found else None
+    except Exception:  # cut off, or written by user code
+        return None
+
+
 def _placement(placement: Placement) -> list[object]:
-    return [placement.node_id, placement.node_ip, placement.at]
+    where: list[object] = [placement.node_id, placement.node_ip, placement.at]
+    if placement.replica is not None:
+        where += [placement.replica, placement.batch_size]
+    return where
 
 
 def _error(error: ErrorInfo) -> list[str]:

@@ -202,6 +202,8 @@ class Runs:
             timed=task.timeout is not None,
             runtime_env=task.runtime_env,
             excluded=self._nodes.excluded,
+            batch_size=task.batch.batch_size,
+            batch_timeout=task.batch.batch_timeout,
         )
 
 

@@ -22,11 +22,16 @@ class TimerKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where and when an attempt began. `node_id` is the engine's id of the node."""
+    """Where and when an attempt began. `node_id` is the engine's id of the node.
+
+    Attempts that run on a replica say which, and how many calls the batch has that they began in.
+    """
 
     node_id: NodeId
     node_ip: str
     at: float
+    replica: str | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

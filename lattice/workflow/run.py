@@ -257,12 +257,10 @@ class Run:
     def _started(self, task_id: TaskId, placement: Placement | None) -> None:
         if placement is None or self.tasks[task_id].state is not TaskState.QUEUED:
             return
-        self._tell(
-            MessageType.START_TASK,
-            task_id,
-            placement.at,
-            {"node_ip": placement.node_ip, "node_id": placement.node_id},
-        )
+        where: dict[str, object] = {"node_ip": placement.node_ip, "node_id": placement.node_id}
+        if placement.replica is not None:
+            where |= {"replica": placement.replica, "batch_size": placement.batch_size}
+        self._tell(MessageType.START_TASK, task_id, placement.at, where)
         timeout = self.graph.tasks[task_id].timeout
         if timeout is not None:
             attempt = self.tasks[task_id].attempt

@@ -18,7 +18,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray import serve
 
+from deployments.applications import Scaling
+from deployments.dispatching import RoutingDispatcher
+from deployments.replicas import ReplicaDispatcher
 from lattice.errors import InvalidRequestError, TooLargeError, UnavailableError, UserCodeError
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
@@ -45,7 +49,9 @@ def engine() -> Iterator[None]:
             log_to_driver=False,
             _temp_dir=folder,
         )
+        serve.start(proxy_location="Disabled")
         yield
+        serve.shutdown()
         ray.shutdown()
 
 
@@ -64,6 +70,22 @@ def new_dispatcher(storage_url: str) -> RayTaskDispatcher:
     )
 
 
+def replica_dispatcher(storage_url: str) -> RoutingDispatcher:
+    """One that runs every job on replicas, which soon make room for others."""
+    replicas = ReplicaDispatcher(
+        storage_url,
+        inline_value_bytes=1024,
+        scope=storage_url,
+        scaling=Scaling(max_replicas=2, idle=1.0),
+        cancel_grace=0.5,
+    )
+    return RoutingDispatcher(new_dispatcher(storage_url), replicas, everything=True)
+
+
+#: What is true of Ray tasks only: their mailbox, their pacing, their references, one CPU for every task.
+tasks_only = pytest.mark.parametrize("bench", ["tasks"], indirect=True)
+
+
 def event_loop_tasks() -> set[asyncio.Task[Any]]:
     """The tasks of the loop but those with which anyio's plugin drives the test."""
     return {
@@ -73,11 +95,14 @@ def event_loop_tasks() -> set[asyncio.Task[Any]]:
     }
 
 
-@pytest.fixture
-async def bench(engine: None, storage_url: str) -> AsyncIterator[Bench]:
+@pytest.fixture(params=["tasks", "replicas"])
+async def bench(
+    request: pytest.FixtureRequest, engine: None, storage_url: str
+) -> AsyncIterator[Bench]:
     """A started dispatcher, which leaves no task of the event loop behind."""
     before = event_loop_tasks()
-    bench = Bench(new_dispatcher(storage_url))
+    new = new_dispatcher if request.param == "tasks" else replica_dispatcher
+    bench = Bench(new(storage_url))
     await bench.start()
     yield bench
     await bench.dispatcher.close()
@@ -111,6 +136,7 @@ class Model:
     assert (await bench.succeed(source, "t", (given("x", 4),))).result == {"y": 8}
 
 
+@tasks_only
 async def test_code_is_loaded_once(bench: Bench) -> None:
     """By the dispatcher once per definition, by a worker once per process."""
     source = "import os\nloads = []\nloads.append(1)\n" + "# padding\n" * 2_000
@@ -156,6 +182,7 @@ async def test_values_go_to_the_next_task(bench: Bench) -> None:
     assert (await bench.succeed(use, "use released", arguments)).result == expected
 
 
+@tasks_only
 async def test_a_reference_is_enough_and_the_storage_is_enough(
     bench: Bench, storage_url: str, tmp_path: Path
 ) -> None:
@@ -349,6 +376,7 @@ async def test_the_start_of_a_long_task_is_reported_while_it_runs(
 
 
 @pytest.mark.parametrize("for_good", [False, True])
+@tasks_only
 async def test_starts_are_reported_after_the_mailbox_was_killed(
     bench: Bench, for_good: bool
 ) -> None:
@@ -373,6 +401,7 @@ async def test_starts_are_reported_after_the_mailbox_was_killed(
 # -- cancelling --------------------------------------------------------------------------------
 
 
+@tasks_only
 async def test_a_cancelled_task_is_ended_and_not_reported(bench: Bench) -> None:
     """Also one that blocks in one long call, or that catches what would end it."""
 
@@ -420,6 +449,7 @@ async def test_a_new_attempt_may_follow_a_cancelled_one(bench: Bench) -> None:
     assert end.attempt == 2
 
 
+@tasks_only
 async def test_closing_ends_what_runs(bench: Bench, storage_url: str) -> None:
     """Nothing is reported afterwards, and the engine is free."""
     second = Bench(new_dispatcher(storage_url))
@@ -443,6 +473,7 @@ async def test_closing_ends_what_runs(bench: Bench, storage_url: str) -> None:
 # -- many --------------------------------------------------------------------------------------
 
 
+@tasks_only
 async def test_a_large_run_does_not_starve_a_small_one(bench: Bench) -> None:
     """The engine has only so many at a time, and runs take turns for these places."""
     most = 0
@@ -469,6 +500,7 @@ async def test_a_large_run_does_not_starve_a_small_one(bench: Bench) -> None:
     assert not dispatcher._large
 
 
+@tasks_only
 async def test_a_run_of_long_tasks_lets_others_have_their_turn(bench: Bench) -> None:
     """The longer tasks last, the fewer of them stand before a newcomer."""
 
@@ -488,6 +520,7 @@ async def test_a_run_of_long_tasks_lets_others_have_their_turn(bench: Bench) -> 
     assert max(places) < 45
 
 
+@tasks_only
 async def test_a_cluster_that_grows_gets_more(bench: Bench, tmp_path: Path) -> None:
     """Also while nothing ends: these tasks end when all ten of them run."""
     dispatcher = bench.dispatcher
@@ -507,6 +540,7 @@ async def test_a_cluster_that_grows_gets_more(bench: Bench, tmp_path: Path) -> N
         assert isinstance(await bench.end(job), TaskSucceeded)
 
 
+@tasks_only
 async def test_what_waits_for_a_resource_does_not_hold_up_the_rest(bench: Bench) -> None:
     """More jobs that no node can run than may be with the engine at a time."""
     for number in range(IN_FLIGHT + 50):
@@ -514,6 +548,7 @@ async def test_what_waits_for_a_resource_does_not_hold_up_the_rest(bench: Bench)
     assert (await bench.succeed(lambda p: {"x": 1}, "free")).result == {"x": 1}
 
 
+@tasks_only
 async def test_released_values_leave_memory(bench: Bench) -> None:
     """References are dropped when nobody needs them."""
     dispatcher = bench.dispatcher
@@ -570,6 +605,7 @@ async def test_no_user_byte_is_unpickled_in_this_process(bench: Bench, tmp_path:
 # -- calls and rendering -----------------------------------------------------------------------
 
 
+@tasks_only
 async def test_a_call_returns_json_and_the_object(bench: Bench) -> None:
     """Any signature; many calls run at once."""
 
@@ -582,6 +618,7 @@ async def test_a_call_returns_json_and_the_object(bench: Bench) -> None:
         assert pickle.loads(result.pickled) == {"sum": a + 1, "pair": (a, 1)}
 
 
+@tasks_only
 async def test_a_call_that_fails_says_why(bench: Bench) -> None:
     """The user's error, a dead process, a result over the limit."""
 
@@ -598,6 +635,7 @@ async def test_a_call_that_fails_says_why(bench: Bench) -> None:
         await bench.dispatcher.call(bench.call(lambda: "x" * 200_000))
 
 
+@tasks_only
 async def test_a_call_whose_caller_leaves_is_ended(bench: Bench, tmp_path: Path) -> None:
     """Its CPU is free again."""
     begun = tmp_path / "begun"
@@ -616,6 +654,7 @@ async def test_a_call_whose_caller_leaves_is_ended(bench: Bench, tmp_path: Path)
     await bench.succeed(lambda p: {}, "after", resources=Resources(cpu=2))
 
 
+@tasks_only
 async def test_a_stored_value_is_rendered(bench: Bench) -> None:
     """As JSON of a bounded length, also while all CPUs are taken."""
 
@@ -638,6 +677,7 @@ async def test_a_stored_value_is_rendered(bench: Bench) -> None:
         await bench.dispatcher.render(Value(3, inline=b"bad"), 1000)
 
 
+@tasks_only
 async def test_the_engine_is_described(bench: Bench) -> None:
     """Its nodes and the port of its head."""
     (node,) = await bench.dispatcher.nodes()

@@ -1,0 +1,120 @@
+"""What Serve is told about the applications of task definitions, and what it says of them. All blocks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from ray.runtime_env import RuntimeEnv
+
+from deployments.definition import Definition
+from deployments.task_replica import ReplicaTask, TaskDeployment
+from lattice.execution import wire
+from lattice.execution.failures import shortened
+from lattice.workflow.events import ErrorInfo
+
+_FAILED = ("UNHEALTHY", "DEPLOY_FAILED")
+#: Longest text of Serve that becomes an error's message.
+_MAX_MESSAGE = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How many replicas a definition has: none to `max_replicas`; none again after `idle` seconds."""
+
+    max_replicas: int
+    idle: float
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """An application as Serve sees it.
+
+    Attributes:
+        ready: replicas that take calls.
+        going: it is being deleted.
+        failure: why it can have no replica: the user's own error, where that is the reason.
+    """
+
+    ready: int
+    going: bool
+    failure: ErrorInfo | None
+
+
+def deploy(name: str, definition: Definition, task: ReplicaTask, scaling: Scaling) -> Any:
+    """Creates the application; returns its handle. It has no replica until it is called.
+
+    Raises:
+        ValueError, TypeError: options that the engine refuses, such as a malformed runtime_env.
+    """
+    options = definition.actor_options()
+    # Serve itself would only find out when it starts a replica.
+    RuntimeEnv(**options.get("runtime_env", {}))
+    deployment: Any = TaskDeployment.options(
+        ray_actor_options=options,
+        autoscaling_config={
+            "min_replicas": 0,
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": definition.target_ongoing_requests,
+            # By default the load is looked at every ten seconds.
+            "metrics_interval_s": 0.5,
+            "look_back_period_s": 2,
+            "upscale_delay_s": 0,
+            "downscale_delay_s": scaling.idle,
+            "downscale_to_zero_delay_s": scaling.idle,
+        },
+    )
+    target = serve.RunTarget(target=deployment.bind(task), name=name, route_prefix=None)
+    (handle,) = serve.run_many([target], wait_for_applications_running=False)
+    return handle
+
+
+def adopt(name: str) -> Any:
+    """The handle of an application that is there already."""
+    return serve.get_app_handle(name)
+
+
+def delete(names: Iterable[str]) -> None:
+    """Begins to delete applications; one that is not there is no error."""
+    for name in names:
+        serve.delete(name, _blocking=False)
+
+
+def statuses(prefix: str) -> dict[str, Status]:
+    """The applications whose names begin with `prefix`."""
+    found: dict[str, Status] = {}
+    for name, application in serve.status().applications.items():
+        if not name.startswith(prefix):
+            continue
+        state = application.status.value
+        ready = 0
+        failure = None
+        texts = [application.message] if state == "DEPLOY_FAILED" else []
+        for deployment in application.deployments.values():
+            ready += sum(
+                count
+                for replica_state, count in deployment.replica_states.items()
+                if replica_state == "RUNNING"
+            )
+            state = deployment.status.value
+            if state != "HEALTHY":
+                # Serve tries three times; the user's own error is known after the first.
+                failure = wire.find_error(deployment.message)
+            if state in _FAILED and "HEALTH_CHECK" not in deployment.status_trigger.value:
+                texts.insert(0, deployment.message)
+        if failure is None and texts:
+            failure = _start_failure(texts[0])
+        found[name] = Status(ready, state == "DELETING", None if ready else failure)
+    return found
+
+
+def _start_failure(message: str) -> ErrorInfo:
+    """What keeps a replica from starting, where it is not the code: its environment, its process."""
+    known = wire.find_error(message)
+    if known is not None:
+        return known
+    text = shortened(re.sub(r"\x1b\[[0-9;]*m", "", message).strip(), _MAX_MESSAGE)
+    return ErrorInfo("ReplicaStartError", f"the replica of the task could not be started: {text}")

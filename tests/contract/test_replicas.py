@@ -1,0 +1,328 @@
+"""What replicas add to what every dispatcher does: batches, applications that come and go, GPU shares."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+from deployments.applications import Scaling
+from deployments.dispatching import RoutingDispatcher
+from deployments.replicas import ReplicaDispatcher
+from lattice.execution.ray_tasks import RayTaskDispatcher
+from lattice.ports import Job
+from lattice.workflow.events import TaskFailed, TaskLost, TaskSucceeded
+from lattice.workflow.task import Resources
+from tests.contract.dispatching import LONG, Bench, given, short_folder
+
+pytestmark = pytest.mark.anyio
+
+Params = dict[str, Any]
+SMALL = Resources(cpu=0.1)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[None]:
+    """A Ray of two CPUs and a GPU that is none, with Serve."""
+    with short_folder() as folder:
+        ray.init(
+            num_cpus=2,
+            num_gpus=1,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+        serve.start(proxy_location="Disabled")
+        yield
+        serve.shutdown()
+        ray.shutdown()
+
+
+def new_bench(folder: Path, **changes: Any) -> Bench:
+    """A dispatcher that is not started; its scope is the folder."""
+    url = (folder / "values").as_uri()
+    options: dict[str, Any] = {"scaling": Scaling(4, 1.0), "cancel_grace": 0.5}
+    replicas = ReplicaDispatcher(url, 1024, scope=url, **(options | changes))
+    return Bench(RoutingDispatcher(RayTaskDispatcher(url, 1024), replicas))
+
+
+@pytest.fixture
+async def bench(engine: None, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A started dispatcher; when it is closed, its applications are gone."""
+    bench = new_bench(tmp_path)
+    await bench.start()
+    yield bench
+    await bench.dispatcher.close()
+    await until_applications(0)
+
+
+async def until_applications(number: int) -> None:
+    """Waits until Serve has so many applications of tasks."""
+    async with asyncio.timeout(LONG):
+        while len(await asyncio.to_thread(lambda: serve.status().applications)) != number:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+def batch_jobs(bench: Bench, function: object, number: int, **changes: Any) -> list[Job]:
+    """Submitted jobs of one batched definition, each in a run of its own; `x` counts them."""
+    options: dict[str, Any] = {"batched": True, "batch_size": 8, "resources": SMALL}
+    jobs = [
+        bench.job(function, "t", (given("x", x),), run=f"r{x}", **(options | changes))
+        for x in range(number)
+    ]
+    for job in jobs:
+        bench.dispatcher.submit(job)
+    return jobs
+
+
+async def test_batches_form_across_runs(bench: Bench) -> None:
+    """Each run gets its own result; while a batch runs, the next fills."""
+
+    def work(batch: list[Params]) -> list[Params]:
+        time.sleep(0.05)
+        return [{"y": params["x"] * 2} for params in batch]
+
+    jobs = batch_jobs(bench, work, 160)
+    sizes = []
+    for x, job in enumerate(jobs):
+        end = await bench.end(job)
+        assert isinstance(end, TaskSucceeded), end
+        assert end.result == {"y": 2 * x}
+        assert end.placement.replica
+        assert end.placement.batch_size is not None
+        sizes.append(end.placement.batch_size)
+        started = await bench.started(job)
+        assert started.placement == end.placement
+    assert sum(sizes) / len(sizes) > 6
+    assert max(sizes) <= 8
+
+
+async def test_a_part_full_batch_does_not_wait_for_ever(bench: Bench) -> None:
+    """Neither without a time-out nor with one."""
+    for timeout in (0.0, 0.2):
+        (job,) = batch_jobs(bench, lambda batch: [{"n": len(batch)}], 1, batch_timeout=timeout)
+        end = await bench.end(job)
+        assert isinstance(end, TaskSucceeded), end
+        bench.reports.clear()
+
+
+async def test_only_the_guilty_items_of_a_batch_fail(bench: Bench) -> None:
+    """An exception as item, a poison item that makes the call raise, a wrong length."""
+
+    def items(batch: list[Params]) -> list[Any]:
+        return [ValueError("three") if p["x"] == 3 else {"y": p["x"]} for p in batch]
+
+    def raises(batch: list[Params]) -> list[Any]:
+        if any(p["x"] == 3 for p in batch):
+            raise LookupError("poison")
+        return [{"y": p["x"]} for p in batch]
+
+    def short(batch: list[Params]) -> list[Any]:
+        return [{"y": p["x"]} for p in batch if p["x"] != 3]
+
+    wanted = {items: "ValueError", raises: "LookupError", short: "TypeError"}
+    for function, kind in wanted.items():
+        jobs = batch_jobs(bench, function, 32, batch_size=32)
+        for x, job in enumerate(jobs):
+            end = await bench.end(job)
+            if x == 3:
+                assert isinstance(end, TaskFailed), end
+                assert end.error.type == kind
+                assert function.__name__ in end.error.traceback or function is items
+            else:
+                assert isinstance(end, TaskSucceeded), end
+                assert end.result == {"y": x}
+        bench.reports.clear()
+
+
+async def test_functions_of_one_name_that_differ_share_no_batch(bench: Bench) -> None:
+    """Code is what counts."""
+    for answer in (1, 2):
+        source = f"def run(batch):\n    return [{{'y': {answer}}} for _ in batch]\n"
+        for job in batch_jobs(bench, source, 8):
+            end = await bench.end(job)
+            assert isinstance(end, TaskSucceeded), end
+            assert end.result == {"y": answer}
+        bench.reports.clear()
+
+
+async def test_a_class_is_constructed_once(bench: Bench) -> None:
+    """Source that ends in a class goes to replicas."""
+    source = """
+class Model:
+    built = 0
+    def __init__(self):
+        Model.built += 1
+    def __call__(self, params):
+        return {"built": Model.built}
+"""
+    jobs = [bench.job(source, f"t{number}", resources=SMALL) for number in range(10)]
+    for job in jobs:
+        bench.dispatcher.submit(job)
+    for job in jobs:
+        end = await bench.end(job)
+        assert isinstance(end, TaskSucceeded), end
+        assert end.result == {"built": 1}
+        assert end.placement.replica
+
+
+async def test_a_constructor_that_raises_fails_all_that_waits(bench: Bench) -> None:
+    """With its traceback; fixed code, and the same code once its reason is gone, work."""
+    broken = """
+class Model:
+    def __init__(self):
+        raise LookupError("no model here")
+    def __call__(self, batch):
+        return [{} for _ in batch]
+"""
+    for job in batch_jobs(bench, broken, 40):
+        end = await bench.end(job)
+        assert isinstance(end, TaskFailed), end
+        assert end.error.type == "LookupError"
+        assert "no model here" in end.error.message
+        assert "line 4, in __init__" in end.error.traceback
+    bench.reports.clear()
+    # Again, for a new application of the same name.
+    (job,) = batch_jobs(bench, broken, 1)
+    assert isinstance(await bench.end(job), TaskFailed)
+    bench.reports.clear()
+    fixed = broken.replace('raise LookupError("no model here")', "pass")
+    (job,) = batch_jobs(bench, fixed, 1)
+    assert isinstance(await bench.end(job), TaskSucceeded)
+
+
+async def test_four_quarters_share_a_gpu(bench: Bench) -> None:
+    """They end when all four are there."""
+
+    def meet(params: Params) -> Params:
+        folder = Path(params["folder"])
+        (folder / str(os.getpid())).touch()
+        while len(list(folder.iterdir())) < 4:
+            time.sleep(0.01)
+        return {"gpu": os.environ["CUDA_VISIBLE_DEVICES"]}
+
+    url: str = bench.dispatcher._replicas._storage_url  # type: ignore[attr-defined]
+    folder = Path(url.removeprefix("file://")).parent / "meeting"
+    folder.mkdir()
+    resources = Resources(cpu=0.1, gpu=0.25)
+    arguments = (given("folder", str(folder)),)
+    jobs = [
+        bench.job(meet, f"t{number}", arguments, resources=resources, gpus=0.25)
+        for number in range(8)
+    ]
+    for job in jobs:
+        bench.dispatcher.submit(job)
+    replicas = set()
+    for job in jobs:
+        end = await bench.end(job)
+        assert isinstance(end, TaskSucceeded), end
+        assert end.result == {"gpu": "0"}
+        replicas.add(end.placement.replica)
+    assert len(replicas) == 4
+
+
+async def test_cancelled_jobs_leave_the_queue_and_free_the_replica(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """One that runs and does not end takes its replica along; others go on elsewhere."""
+    ran = tmp_path / "ran"
+    ran.mkdir()
+
+    def work(params: Params) -> Params:
+        (ran / str(params["x"])).touch()
+        if params["x"] == 0:
+            time.sleep(1000)
+        return {}
+
+    options: dict[str, Any] = {"resources": Resources(cpu=1, gpu=1), "gpus": 1.0}
+    jobs = [bench.job(work, "t", (given("x", x),), run=f"r{x}", **options) for x in range(6)]
+    bench.dispatcher.submit(jobs[0])
+    await bench.started(jobs[0])
+    for job in jobs[1:]:
+        bench.dispatcher.submit(job)
+    for job in jobs[:5]:
+        bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
+    assert isinstance(await bench.end(jobs[5]), TaskSucceeded)
+    assert {path.name for path in ran.iterdir()} == {"0", "5"}
+    assert [job for job in jobs[:5] if bench.ends(job)] == []
+
+
+async def test_a_killed_replica_loses_what_ran_and_nothing_else(bench: Bench) -> None:
+    """The jobs of the batch are lost; the rest are moved; the lost ones run again alone."""
+
+    def work(batch: list[Params]) -> list[Params]:
+        time.sleep(0.5)
+        if any(params["x"] == 0 for params in batch):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [{"n": len(batch)} for _ in batch]
+
+    jobs = batch_jobs(bench, work, 24)
+    ends = [await bench.end(job) for job in jobs]
+    lost = [job for job, end in zip(jobs, ends, strict=True) if isinstance(end, TaskLost)]
+    assert 1 <= len(lost) <= 8
+    assert jobs[0] in lost
+    assert all(
+        isinstance(end, TaskSucceeded)
+        for job, end in zip(jobs, ends, strict=True)
+        if job not in lost
+    )
+    bench.reports.clear()
+    again = batch_jobs(bench, work, 8, attempt=2)
+    for job in again:
+        end = await bench.end(job)
+        if job.run_id == "r0":
+            assert isinstance(end, TaskLost), end
+        else:
+            assert isinstance(end, TaskSucceeded), end
+
+
+async def test_idle_applications_go_and_their_number_is_bounded(
+    engine: None, tmp_path: Path
+) -> None:
+    """The least recently used makes room; after a while without jobs, all go."""
+    bench = new_bench(tmp_path, max_applications=2, idle_seconds=3.0)
+    await bench.start()
+    for number in range(4):
+        source = f"def run(batch):\n    return [{{'y': {number}}} for _ in batch]\n"
+        (job,) = batch_jobs(bench, source, 1)
+        end = await bench.end(job)
+        assert isinstance(end, TaskSucceeded), end
+        assert end.result == {"y": number}
+        assert len(serve.status().applications) <= 3
+        bench.reports.clear()
+    await until_applications(0)
+    await bench.dispatcher.close()
+
+
+async def test_the_next_dispatcher_takes_over(engine: None, tmp_path: Path) -> None:
+    """After a crash, what was left is used again or removed."""
+    first = new_bench(tmp_path)
+    await first.start()
+    used, unused = (
+        f"def run(batch):\n    return [{{'y': {number}}} for _ in batch]\n" for number in (1, 2)
+    )
+    for source in (used, unused):
+        (job,) = batch_jobs(first, source, 1)
+        await first.end(job)
+        first.reports.clear()
+    # As a crash does, it leaves without a word.
+    first.dispatcher._replicas._applications.clear()  # type: ignore[attr-defined]
+    first.dispatcher._replicas._leftovers.clear()  # type: ignore[attr-defined]
+    await first.dispatcher.close()
+    before = set(serve.status().applications)
+    assert len(before) == 2
+    second = new_bench(tmp_path, idle_seconds=4.0)
+    await second.start()
+    (job,) = batch_jobs(second, used, 1)
+    assert isinstance(await second.end(job), TaskSucceeded)
+    assert set(serve.status().applications) <= before
+    await until_applications(0)
+    await second.dispatcher.close()
