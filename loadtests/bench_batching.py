@@ -91,6 +91,7 @@ class Caller:
                 resources=Resources(cpu=0.1),
                 gpus=0.0,
                 batched=self.batched,
+                timed=False,
                 runtime_env={},
                 excluded=frozenset(),
                 batch_size=SIZE,

@@ -23,6 +23,7 @@ JOB = Job(
     resources=Resources(),
     gpus=0.0,
     batched=True,
+    timed=False,
     runtime_env={},
     excluded=frozenset(),
     batch_size=8,
