@@ -10,10 +10,11 @@ from typing import Any
 from ray import serve
 from ray.runtime_env import RuntimeEnv
 
-from deployments.definition import Definition
+from deployments import identity
 from deployments.task_replica import ReplicaTask, TaskDeployment
 from lattice.execution import wire
 from lattice.execution.failures import shortened
+from lattice.ports import Definition
 from lattice.workflow.events import ErrorInfo
 
 _FAILED = ("UNHEALTHY", "DEPLOY_FAILED")
@@ -50,7 +51,7 @@ def deploy(name: str, definition: Definition, task: ReplicaTask, scaling: Scalin
     Raises:
         ValueError, TypeError: options that the engine refuses, such as a malformed runtime_env.
     """
-    options = definition.actor_options()
+    options = identity.actor_options(definition)
     # Serve itself would only find out when it starts a replica.
     RuntimeEnv(**options.get("runtime_env", {}))
     deployment: Any = TaskDeployment.options(
@@ -58,7 +59,7 @@ def deploy(name: str, definition: Definition, task: ReplicaTask, scaling: Scalin
         autoscaling_config={
             "min_replicas": 0,
             "max_replicas": scaling.max_replicas,
-            "target_ongoing_requests": definition.target_ongoing_requests,
+            "target_ongoing_requests": identity.target_ongoing_requests(definition),
             # By default the load is looked at every ten seconds.
             "metrics_interval_s": 0.5,
             "look_back_period_s": 2,

@@ -1,50 +1,21 @@
 """Which jobs go to replicas and which run as Ray tasks, behind one Dispatcher.
 
 What is batched, needs a GPU or is a class goes to replicas: it gains by company or is costly to start. All
-else runs as Ray tasks, which occupy exactly what they ask for and leave nothing behind. Whether source
-ends in a class is read from its syntax, without executing anything. A pickle is opaque here, so that a
-pickled class without batches or GPUs stays with the Ray tasks, where each worker process constructs it once.
+else runs as Ray tasks, which occupy exactly what they ask for and leave nothing behind.
 """
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import functools
-from collections import OrderedDict
 from collections.abc import Callable
 
 from deployments.applications import Scaling
 from deployments.replicas import ReplicaDispatcher
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Call, CallResult, Dispatcher, EngineNode, Job, Report
+from lattice.ports import Call, CallResult, Definition, Dispatcher, EngineNode, Job, Report
 from lattice.settings import LatticeSettings
 from lattice.workflow.events import Value
-from lattice.workflow.task import Code, CodeForm
-
-#: Source longer than this is not looked at, as a parsed text takes much memory; it runs as Ray tasks.
-_MAX_SOURCE = 1024 * 1024
-#: Codes of which it is remembered whether they are classes.
-_MAX_KNOWN = 10_000
-
-Key = tuple[RunId, TaskId, int]
-
-
-def is_class(source: bytes, name: str) -> bool:
-    """Whether the object that a worker would pick out of `source` for the task `name` is a class."""
-    if len(source) > _MAX_SOURCE:
-        return False
-    try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False  # the worker says what is wrong with it
-    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    definitions = [node for node in body if isinstance(node, kinds)]
-    named = [node for node in definitions if node.name == name]
-    if not definitions:
-        return False
-    return isinstance((named or definitions)[-1], ast.ClassDef)
 
 
 class RoutingDispatcher:
@@ -59,9 +30,6 @@ class RoutingDispatcher:
         self._tasks = tasks
         self._replicas = replicas
         self._everything = everything
-        self._classes: OrderedDict[Code, bool] = OrderedDict()
-        self._looking: dict[Code, asyncio.Task[bool]] = {}
-        self._undecided: dict[Key, Job] = {}
         self._closed = False
 
     async def start(
@@ -70,56 +38,30 @@ class RoutingDispatcher:
         load_code: Callable[[Digest], bytes],
     ) -> None:
         """Gets ready. `report` is called on the loop; `load_code` blocks and is called in a thread."""
-        self._load_code = load_code
         await self._tasks.start(report, load_code)
         await self._replicas.start(report, load_code)
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
-        if self._everything or job.batched or job.gpus > 0:
-            self._replicas.submit(job)
-        elif job.code.form is not CodeForm.SOURCE:
-            self._tasks.submit(job)
-        elif job.code in self._classes:
-            self._classes.move_to_end(job.code)
-            self._pass_on(job, self._classes[job.code])
-        elif not self._closed:
-            self._undecided[job.run_id, job.task_id, job.attempt] = job
-            if job.code not in self._looking:
-                self._looking[job.code] = asyncio.ensure_future(self._look(job.code))
-            looking = self._looking[job.code]
-            looking.add_done_callback(functools.partial(self._decided, job))
+        self._of(job.definition).submit(job)
 
-    async def _look(self, code: Code) -> bool:
-        def look() -> bool:
-            return is_class(self._load_code(code.digest), code.name)
+    def _of(self, definition: Definition) -> Dispatcher | ReplicaDispatcher:
+        replicated = definition.batch.enabled or definition.gpus > 0 or definition.code.is_class
+        return self._replicas if replicated or self._everything else self._tasks
 
-        try:
-            found = await asyncio.to_thread(look)
-            self._classes[code] = found
-            if len(self._classes) > _MAX_KNOWN:
-                self._classes.popitem(last=False)
-        except Exception:
-            # The code is not to be had; who runs the job finds that too, and reports it.
-            return False
-        finally:
-            del self._looking[code]
-        return found
+    def prepare(self, definition: Definition) -> None:
+        """Gets ready what the first job of a definition would have to wait for; returns at once."""
+        self._of(definition).prepare(definition)
 
-    def _decided(self, job: Job, looking: asyncio.Task[bool]) -> None:
-        key = (job.run_id, job.task_id, job.attempt)
-        if not looking.cancelled() and self._undecided.pop(key, None) is not None:
-            self._pass_on(job, looking.result())
-
-    def _pass_on(self, job: Job, to_replicas: bool) -> None:
-        if to_replicas:
-            self._replicas.submit(job)
-        else:
-            self._tasks.submit(job)
+    async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
+        """What submitted attempts of a run that have not begun wait for, for people."""
+        tasks, replicas = await asyncio.gather(
+            self._tasks.waiting(run_id), self._replicas.waiting(run_id)
+        )
+        return {**tasks, **replicas}
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""
-        self._undecided.pop((run_id, task_id, attempt), None)
         self._replicas.cancel(run_id, task_id, attempt)
         self._tasks.cancel(run_id, task_id, attempt)
 
@@ -149,10 +91,6 @@ class RoutingDispatcher:
         if self._closed:
             return
         self._closed = True
-        looking = [*self._looking.values()]
-        for task in looking:
-            task.cancel()
-        await asyncio.gather(*looking, return_exceptions=True)
         await asyncio.gather(self._replicas.close(), self._tasks.close())
 
 

@@ -27,9 +27,8 @@ from typing import Any, TypeVar
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 
-from deployments import applications
+from deployments import applications, identity
 from deployments.applications import Scaling, Status
-from deployments.definition import Definition, prefix
 from deployments.task_replica import ReplicaTask
 from lattice.execution import attempt, wire
 from lattice.execution.attempt import Assignment
@@ -37,7 +36,7 @@ from lattice.execution.fair_queue import FairQueue
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Job, Report
+from lattice.ports import Definition, Job, Report
 from lattice.workflow.events import ErrorInfo, TaskFailed, TaskLost, TaskSucceeded
 
 #: Seconds between looks at the applications while any has work; while none has.
@@ -163,7 +162,7 @@ class ReplicaDispatcher:
         self._loop = asyncio.get_running_loop()
         self._report = report
         self._load_code = load_code
-        found = await self._serve(applications.statuses, prefix(self._scope))
+        found = await self._serve(applications.statuses, identity.prefix(self._scope))
         broken = [name for name, status in found.items() if status.failure or status.going]
         await self._serve(applications.delete, broken)
         now = self._loop.time()
@@ -187,8 +186,8 @@ class ReplicaDispatcher:
         key = (job.run_id, job.task_id, job.attempt)
         if self._closed or key in self._attempts:
             return
-        definition = Definition.of(job)
-        name = definition.name(self._scope)
+        definition = job.definition
+        name = identity.application_name(definition, self._scope)
         application = self._applications.get(name)
         if application is None:
             application = _Application(name, definition, self._loop.time())
@@ -211,7 +210,7 @@ class ReplicaDispatcher:
     def _limit(self, application: _Application) -> int:
         if application.handle is None or application.paused:
             return 0
-        return max(1, application.ready) * application.definition.ahead
+        return max(1, application.ready) * identity.ahead(application.definition)
 
     def _pump_soon(self) -> None:
         if self._pump_due or not self._queue.has_next or self._closed:
@@ -231,7 +230,7 @@ class ReplicaDispatcher:
             alone = (each.job.run_id, each.job.task_id) in self._suspects
             taken.setdefault((each.application, alone), []).append(each)
         for (application, alone), attempts in taken.items():
-            size = 1 if alone else application.definition.group_size
+            size = 1 if alone else identity.group_size(application.definition)
             for start in range(0, len(attempts), size):
                 self._send(application, attempts[start : start + size], alone)
         self._pump_soon()
@@ -284,13 +283,13 @@ class ReplicaDispatcher:
             task_id=job.task_id,
             attempt=job.attempt,
             name=job.name,
-            code=job.code,
+            code=job.definition.code,
             arguments=job.arguments,
             upstream=(None,) * len(job.arguments),
             output_keys=job.output_keys,
-            batched=job.batched,
+            batched=job.definition.batch.enabled,
             timed=job.timed,
-            has_gpu=job.gpus > 0,
+            has_gpu=job.definition.gpus > 0,
             storage_url=self._storage_url,
             inline_value_bytes=self._inline_value_bytes,
             mailbox="",
@@ -405,6 +404,17 @@ class ReplicaDispatcher:
         elif group.task is not None:
             group.task.cancel()
 
+    def prepare(self, definition: Definition) -> None:
+        """Gets ready what the first job of a definition would have to wait for; returns at once."""
+
+    async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
+        """What submitted attempts of a run that have not begun wait for, for people."""
+        return {
+            taken.job.task_id: "a replica"
+            for taken in self._attempts.values()
+            if taken.job.run_id == run_id and not taken.started
+        }
+
     def release(self, run_id: RunId, task_id: TaskId) -> None:
         """Forgets what is kept of a task."""
         self._suspects.pop((run_id, task_id), None)
@@ -450,12 +460,12 @@ class ReplicaDispatcher:
             else:
                 data = await asyncio.to_thread(self._code, job)
                 task = ReplicaTask(
-                    code=job.code,
+                    code=job.definition.code,
                     source=data,
                     storage_url=self._storage_url,
-                    batch_size=application.definition.batch_size,
-                    batch_timeout=application.definition.batch_timeout,
-                    has_gpu=job.gpus > 0,
+                    batch_size=identity.batch_size(job.definition),
+                    batch_timeout=job.definition.batch.batch_timeout,
+                    has_gpu=job.definition.gpus > 0,
                     grace=self._cancel_grace,
                 )
                 application.handle = await self._serve(
@@ -483,10 +493,10 @@ class ReplicaDispatcher:
     def _code(self, job: Job) -> bytes | str:
         """The code, or where it lies in the storage. Blocks."""
         try:
-            data = self._load_code(job.code.digest)
+            data = self._load_code(job.definition.code.digest)
             if len(data) <= _SMALL_CODE:
                 return data
-            location = f"code/{hashlib.sha256(job.code.digest.encode()).hexdigest()}"
+            location = f"code/{hashlib.sha256(job.definition.code.digest.encode()).hexdigest()}"
             with FsspecStorage(self._storage_url).write(location) as file:
                 file.write(data)
             return location
@@ -531,7 +541,7 @@ class ReplicaDispatcher:
             await asyncio.sleep(_WATCH if busy else _IDLE_WATCH)
             try:
                 if busy:
-                    found = await self._serve(applications.statuses, prefix(self._scope))
+                    found = await self._serve(applications.statuses, identity.prefix(self._scope))
                     for application in [*self._applications.values()]:
                         self._look(application, found.get(application.name))
                 self._sweep()

@@ -18,7 +18,8 @@ from lattice.workflow.events import (
     TaskSucceeded,
     Value,
 )
-from lattice.workflow.task import Code, CodeForm, Resources
+from lattice.workflow.scaling import Scaling
+from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
 
 # -- store -------------------------------------------------------------------------------------
 
@@ -255,32 +256,39 @@ class Argument:
 
 
 @dataclass(frozen=True, slots=True)
+class Definition:
+    """What is to run, and on what: calls of equal definitions may share a process, and a batch.
+
+    Attributes:
+        gpus: what `gpu` and `gpu_mem` come to, in GPUs.
+        excluded: engine ids of nodes that get nothing new.
+    """
+
+    code: Code
+    resources: Resources
+    gpus: float
+    batch: BatchPolicy
+    scaling: Scaling
+    runtime_env: Mapping[str, object]
+    excluded: frozenset[NodeId]
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One attempt of a task.
 
     Attributes:
-        batched: the code takes and returns a list of calls, of at most `batch_size`, for which a part-full
-            batch waits at most `batch_timeout` seconds.
         timed: there is a time-out, which begins with the report of the start: it must come first.
-        gpus: what `gpu` and `gpu_mem` come to, in GPUs.
-        excluded: engine ids of nodes that get nothing new.
     """
 
     run_id: RunId
     task_id: TaskId
     attempt: int
     name: str
-    code: Code
+    definition: Definition
     arguments: tuple[Argument, ...]
     output_keys: tuple[str, ...]
-    resources: Resources
-    gpus: float
-    batched: bool
     timed: bool
-    runtime_env: Mapping[str, object]
-    excluded: frozenset[NodeId]
-    batch_size: int = 1
-    batch_timeout: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,13 +296,9 @@ class Call:
     """One call of a function by itself, with pickled arguments, which stay opaque bytes here."""
 
     name: str
-    code: Code
+    definition: Definition
     args: bytes
     kwargs: bytes
-    resources: Resources
-    gpus: float
-    runtime_env: Mapping[str, object]
-    excluded: frozenset[NodeId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +335,12 @@ class Dispatcher(Protocol):
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
+
+    def prepare(self, definition: Definition) -> None:
+        """Gets ready what the first job of a definition would have to wait for; returns at once."""
+
+    async def waiting(self, run_id: RunId) -> Mapping[TaskId, str]:
+        """What submitted attempts of a run that have not begun wait for, for people."""
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""

@@ -16,12 +16,13 @@ from collections.abc import Awaitable, Callable
 import ray
 from ray import serve
 
-from deployments.applications import Scaling
+from deployments.applications import Scaling as Bounds
 from deployments.replicas import ReplicaDispatcher
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Argument, Job, Report
+from lattice.ports import Argument, Definition, Job, Report
 from lattice.workflow.events import TaskStarted, TaskSucceeded
-from lattice.workflow.task import Code, CodeForm, Resources
+from lattice.workflow.scaling import Scaling
+from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
 
 SECONDS, SIZE, IN_FLIGHT = 0.02, 32, 500
 LIMIT = SIZE / SECONDS
@@ -61,7 +62,15 @@ class Caller:
     def __init__(self, dispatcher: ReplicaDispatcher, source: str, *, batched: bool) -> None:
         data = source.encode()
         self.dispatcher = dispatcher
-        self.code = Code(Digest(hashlib.sha256(data).hexdigest()), CodeForm.SOURCE, "run")
+        self.definition = Definition(
+            code=Code(Digest(hashlib.sha256(data).hexdigest()), CodeForm.SOURCE, "run"),
+            resources=Resources(cpu=0.1),
+            gpus=0.0,
+            batch=BatchPolicy(batched, SIZE, 0.01),
+            scaling=Scaling(max_replicas=1),
+            runtime_env={},
+            excluded=frozenset(),
+        )
         self.batched = batched
         self.sizes: list[int] = []
         self.waiting: dict[TaskId, asyncio.Future[None]] = {}
@@ -85,17 +94,10 @@ class Caller:
                 task_id=task_id,
                 attempt=1,
                 name="run",
-                code=self.code,
+                definition=self.definition,
                 arguments=(Argument("x", str(x)),),
                 output_keys=("y",),
-                resources=Resources(cpu=0.1),
-                gpus=0.0,
-                batched=self.batched,
                 timed=False,
-                runtime_env={},
-                excluded=frozenset(),
-                batch_size=SIZE,
-                batch_timeout=0.01,
             )
         )
         await done
@@ -112,7 +114,7 @@ async def measure(folder: str) -> None:
     await rate(by_hand, 500)
     floor = await rate(by_hand, 3_000)
     url = f"file://{folder}"
-    dispatcher = ReplicaDispatcher(url, 65536, scope=folder, scaling=Scaling(1, 30.0))
+    dispatcher = ReplicaDispatcher(url, 65536, scope=folder, scaling=Bounds(1, 30.0))
     sources = {hashlib.sha256(each.encode()).hexdigest(): each.encode() for each in (ONE, MANY)}
     batched, single = Caller(dispatcher, MANY, batched=True), Caller(dispatcher, ONE, batched=False)
 

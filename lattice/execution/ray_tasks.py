@@ -32,7 +32,7 @@ from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunction
 from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Call, CallResult, EngineNode, Job, Report
+from lattice.ports import Call, CallResult, Definition, EngineNode, Job, Report
 from lattice.workflow.events import (
     ErrorInfo,
     TaskFailed,
@@ -140,13 +140,13 @@ class RayTaskDispatcher:
         key = (job.run_id, job.task_id, job.attempt)
         if self._closed or key in self._attempts:
             return
-        taken = _Attempt(job, Shape.of(job))
+        taken = _Attempt(job, Shape.of(job.definition))
         self._attempts[key] = taken
-        taken.code = self._codes.get(job.code.digest)
+        taken.code = self._codes.get(job.definition.code.digest)
         if taken.code is not None:
             self._enqueue(taken)
         else:
-            loading = self._codes.load(job.code.digest)
+            loading = self._codes.load(job.definition.code.digest)
             loading.add_done_callback(functools.partial(self._code_loaded, taken))
 
     def _code_loaded(self, taken: _Attempt, loading: asyncio.Task[CodeSource]) -> None:
@@ -218,13 +218,13 @@ class RayTaskDispatcher:
             task_id=job.task_id,
             attempt=job.attempt,
             name=job.name,
-            code=job.code,
+            code=job.definition.code,
             arguments=job.arguments,
             upstream=tuple(positions),
             output_keys=job.output_keys,
-            batched=job.batched,
+            batched=job.definition.batch.enabled,
             timed=job.timed,
-            has_gpu=job.gpus > 0,
+            has_gpu=job.definition.gpus > 0,
             storage_url=self._storage_url,
             inline_value_bytes=self._inline_value_bytes,
             mailbox=self._starts.mailbox,
@@ -290,6 +290,17 @@ class RayTaskDispatcher:
             taken.started = True
             self._report(run_id, started)
 
+    def prepare(self, definition: Definition) -> None:
+        """Nothing: a Ray task is ready when its worker is."""
+
+    async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
+        """What submitted attempts of a run that have not begun wait for, for people."""
+        return {
+            taken.job.task_id: "a free worker"
+            for taken in self._attempts.values()
+            if taken.job.run_id == run_id and not taken.started
+        }
+
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""
         taken = self._attempts.pop((run_id, task_id, attempt), None)
@@ -315,12 +326,18 @@ class RayTaskDispatcher:
             TooLargeError: the pickled result is over `max_result_bytes`.
             UnavailableError: the process that ran it died.
         """
-        digest = call.code.digest
+        definition = call.definition
+        digest = definition.code.digest
         code = self._codes.get(digest) or await asyncio.shield(self._codes.load(digest))
-        shape = Shape.of(call)
+        shape = Shape.of(definition)
         try:
             reference = self._run_function.of(shape).remote(
-                call.code, [code], call.args, call.kwargs, call.gpus > 0, self._max_result_bytes
+                definition.code,
+                [code],
+                call.args,
+                call.kwargs,
+                definition.gpus > 0,
+                self._max_result_bytes,
             )
             answer = wire.decode_call(await self._result(reference))
         except Exception as error:

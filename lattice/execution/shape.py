@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from lattice.ids import NodeId
-from lattice.ports import Call, EngineNode, Job
+from lattice.ports import Definition, EngineNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,13 @@ class Shape:
     excluded: frozenset[NodeId]
 
     @classmethod
-    def of(cls, work: Job | Call) -> Self:
-        """The shape of a job or call."""
-        env = json.dumps(dict(work.runtime_env), sort_keys=True) if work.runtime_env else ""
-        resources = work.resources
-        return cls(resources.cpu, resources.cpu_mem, work.gpus, env, work.excluded)
+    def of(cls, definition: Definition) -> Self:
+        """The shape of calls of a definition."""
+        env = ""
+        if definition.runtime_env:
+            env = json.dumps(dict(definition.runtime_env), sort_keys=True)
+        resources = definition.resources
+        return cls(resources.cpu, resources.cpu_mem, definition.gpus, env, definition.excluded)
 
     def places(self, node: EngineNode) -> float:
         """How many tasks of this shape fit on an empty `node`; infinite if it needs nothing."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from lattice.errors import InvalidRequestError, WorkerNotFoundError
 from lattice.ids import NodeId
-from lattice.ports import EngineNode, PutNode
+from lattice.ports import Definition, EngineNode, PutNode
 from lattice.workflow import checks
-from lattice.workflow.placement import Capacity
+from lattice.workflow.placement import Capacity, gpu_share
+from lattice.workflow.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,21 @@ class NodeRegistry:
             for gpu in _gpus(node.resources)
             if "gpu_mem" in gpu
         ]
+
+    def define(self, task: Task) -> Definition:
+        """What `task` runs and needs, on the nodes that there are. It has code."""
+        assert task.code is not None, "a graph has only tasks with code"
+        share = gpu_share(task.resources, self.gpu_memories())
+        return Definition(
+            code=task.code,
+            resources=task.resources,
+            # A share that is not known, as no node with a GPU has come back after a restart, is one.
+            gpus=1.0 if share is None else share,
+            batch=task.batch,
+            scaling=task.scaling,
+            runtime_env=task.runtime_env,
+            excluded=self.excluded,
+        )
 
     def name(self, engine_id: NodeId) -> NodeId:
         """The id under which a node of the engine was registered, else its own."""

@@ -52,7 +52,6 @@ from lattice.workflow.events import Value
 from lattice.workflow.graph import Workflow
 from lattice.workflow.messages import iso_time
 from lattice.workflow.placement import check as check_placement
-from lattice.workflow.placement import gpu_share
 from lattice.workflow.run import Run, RunStatus
 from lattice.workflow.task import Resources, TaskKind
 
@@ -461,16 +460,7 @@ class Orchestrator:
             )
         await self._refresh_nodes()
         self._check_placement(task.resources, f"task {task.name!r}")
-        call = Call(
-            name=task.name,
-            code=task.code,
-            args=args,
-            kwargs=kwargs,
-            resources=task.resources,
-            gpus=gpu_share(task.resources, parts.nodes.gpu_memories()) or 0.0,
-            runtime_env=task.runtime_env,
-            excluded=parts.nodes.excluded,
-        )
+        call = Call(task.name, parts.nodes.define(task), args, kwargs)
         try:
             async with asyncio.timeout(self._limits.call_timeout):
                 return await self._dispatcher.call(call)

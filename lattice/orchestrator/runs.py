@@ -41,7 +41,6 @@ from lattice.workflow.events import (
     TimerFired,
 )
 from lattice.workflow.graph import Binding
-from lattice.workflow.placement import gpu_share
 from lattice.workflow.run import Run
 
 _log = logging.getLogger(__name__)
@@ -183,27 +182,17 @@ class Runs:
 
     def _job(self, run: Run, command: Execute) -> Job:
         task = run.graph.tasks[command.task_id]
-        assert task.code is not None, "a graph has only tasks with code"
-        share = gpu_share(task.resources, self._nodes.gpu_memories())
         return Job(
             run_id=run.run_id,
             task_id=task.task_id,
             attempt=command.attempt,
             name=task.name,
-            code=task.code,
+            definition=self._nodes.define(task),
             arguments=tuple(
                 _argument(run, binding) for binding in run.graph.bindings(task.task_id)
             ),
             output_keys=task.output_keys,
-            resources=task.resources,
-            # A share that is not known, as no node with a GPU has come back after a restart, is one.
-            gpus=1.0 if share is None else share,
-            batched=task.batch.enabled,
             timed=task.timeout is not None,
-            runtime_env=task.runtime_env,
-            excluded=self._nodes.excluded,
-            batch_size=task.batch.batch_size,
-            batch_timeout=task.batch.batch_timeout,
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest, NodeId, RunId, TaskId
-from lattice.ports import Call, CallResult, EngineNode, Job, Report
+from lattice.ports import Call, CallResult, Definition, EngineNode, Job, Report
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,
@@ -96,6 +96,7 @@ class HeldDispatcher:
         self.engine = nodes or [EngineNode(NodeId("engine-1"), "127.0.0.1", 4, 1, 8192)]
         self.jobs: dict[tuple[RunId, TaskId], Job] = {}
         self.submitted: list[tuple[TaskId, int]] = []
+        self.prepared: list[Definition] = []
         self.cancelled: list[tuple[TaskId, int]] = []
         self.released: list[TaskId] = []
         self.closed = False
@@ -111,6 +112,14 @@ class HeldDispatcher:
         """Holds the job."""
         self.jobs[job.run_id, job.task_id] = job
         self.submitted.append((job.task_id, job.attempt))
+
+    def prepare(self, definition: Definition) -> None:
+        """Notes it in `prepared`."""
+        self.prepared.append(definition)
+
+    async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
+        """All wait for the test."""
+        return {task_id: "the test" for held_run, task_id in self.jobs if held_run == run_id}
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Drops the job."""

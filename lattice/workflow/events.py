@@ -24,7 +24,8 @@ class TimerKind(StrEnum):
 class Placement:
     """Where and when an attempt began. `node_id` is the engine's id of the node.
 
-    Attempts that run on a replica say which, and how many calls the batch has that they began in.
+    Attempts that run on a replica say which, how many calls the batch has that they began in, and of the
+    time before they began the seconds in which no replica was there, and those in which the batch filled.
     """
 
     node_id: NodeId
@@ -32,6 +33,8 @@ class Placement:
     at: float
     replica: str | None = None
     batch_size: int | None = None
+    starting: float = 0.0
+    batching: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from lattice.workflow.bindings import (
     parse_inputs,
     parse_outputs,
 )
+from lattice.workflow.scaling import Scaling
 
 
 class TaskKind(StrEnum):
@@ -39,11 +40,15 @@ class CodeForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A task's code, by the digest of its bytes. `name` picks the function out of source."""
+    """A task's code, by the digest of its bytes. `name` picks the function out of source.
+
+    `is_class`: what it comes to is a class, constructed once in each process, whose instance is called.
+    """
 
     digest: Digest
     form: CodeForm
     name: str
+    is_class: bool = False
 
 
 def _exact(value: float) -> int | float:
@@ -91,19 +96,26 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """Whether a task takes a list of calls at once; `batch_timeout` is in seconds."""
+    """Whether a task takes a list of calls at once, and how the list fills.
+
+    Attributes:
+        batch_size: most calls in a list.
+        batch_timeout: seconds that a list which is not full waits for more; 0 does not wait.
+        max_concurrent_batches: lists that a replica works on at a time, each in a thread of its own.
+    """
 
     enabled: bool = False
     batch_size: int = 1
     batch_timeout: float = 0.0
+    max_concurrent_batches: int = 1
 
     @classmethod
     def parse(cls, document: object, field: str = "batch_config") -> BatchPolicy:
-        """Reads `{"enabled", "batch_size", "batch_timeout"}`. Raises InvalidRequestError."""
+        """Reads an object with any of the attributes' names. Raises InvalidRequestError."""
         if document is None:
             return cls()
         given = checks.mapping(document, field)
-        checks.known_keys(given, field, ("enabled", "batch_size", "batch_timeout"))
+        checks.known_keys(given, field, cls.__slots__)
         enabled = given.get("enabled", True)
         if not isinstance(enabled, bool):
             raise InvalidRequestError(
@@ -117,6 +129,12 @@ class BatchPolicy:
             batch_timeout=checks.number(
                 given.get("batch_timeout", 0.0), f"{field}.batch_timeout", maximum=86_400
             ),
+            max_concurrent_batches=checks.whole(
+                given.get("max_concurrent_batches", 1),
+                f"{field}.max_concurrent_batches",
+                minimum=1,
+                maximum=1000,
+            ),
         )
 
     def document(self) -> dict[str, object]:
@@ -125,6 +143,7 @@ class BatchPolicy:
             "enabled": self.enabled,
             "batch_size": self.batch_size,
             "batch_timeout": self.batch_timeout,
+            "max_concurrent_batches": self.max_concurrent_batches,
         }
 
 
@@ -218,6 +237,7 @@ class Task:
     outputs: tuple[Output, ...] = ()
     resources: Resources = Resources()
     batch: BatchPolicy = BatchPolicy()
+    scaling: Scaling = field(default_factory=Scaling)
     retry: RetryPolicy = RetryPolicy()
     timeout: float | None = None
     runtime_env: Mapping[str, object] = field(default_factory=dict)
@@ -238,11 +258,13 @@ class Task:
                 "digest": self.code.digest,
                 "form": self.code.form.value,
                 "name": self.code.name,
+                "is_class": self.code.is_class,
             },
             "task_input": inputs_document(self.inputs),
             "task_output": outputs_document(self.outputs),
             "resources": self.resources.document(),
             "batch_config": self.batch.document(),
+            "autoscaling": self.scaling.document(),
             "retry": self.retry.document(),
             "timeout": self.timeout,
             "runtime_env": dict(self.runtime_env),
@@ -258,6 +280,7 @@ class Task:
                 Digest(checks.text(stored.get("digest"), "code.digest")),
                 CodeForm(checks.text(stored.get("form"), "code.form")),
                 checks.text(stored.get("name"), "code.name"),
+                stored.get("is_class") is True,
             )
         return cls(
             task_id=TaskId(checks.text(document.get("task_id"), "task_id")),
@@ -268,6 +291,7 @@ class Task:
             outputs=parse_outputs(document.get("task_output", {})),
             resources=Resources.parse(document.get("resources")),
             batch=BatchPolicy.parse(document.get("batch_config")),
+            scaling=Scaling.parse(document.get("autoscaling")),
             retry=RetryPolicy.parse(document.get("retry")),
             timeout=parse_timeout(document.get("timeout")),
             runtime_env=_runtime_env(document.get("runtime_env"), "runtime_env"),

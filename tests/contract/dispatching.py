@@ -16,9 +16,10 @@ import cloudpickle
 
 from lattice.errors import StoreUnavailableError
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Argument, Call, Dispatcher, Job, Report
+from lattice.ports import Argument, Call, Definition, Dispatcher, Job, Report
 from lattice.workflow.events import TaskFailed, TaskLost, TaskStarted, TaskSucceeded, Value
-from lattice.workflow.task import Code, CodeForm, Resources
+from lattice.workflow.scaling import Scaling
+from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
 
 #: Longest wait, in seconds, for something that does happen.
 LONG = 60.0
@@ -67,7 +68,8 @@ class Bench:
         data = function.encode() if isinstance(function, str) else cloudpickle.dumps(function)
         digest = Digest(hashlib.sha256(data).hexdigest())
         self._codes[digest] = data
-        return Code(digest, CodeForm.SOURCE if source else CodeForm.PICKLE, "run")
+        is_class = isinstance(function, type) or (source and "\nclass " in data.decode())
+        return Code(digest, CodeForm.SOURCE if source else CodeForm.PICKLE, "run", is_class)
 
     def job(
         self,
@@ -81,36 +83,35 @@ class Bench:
         **changes: Any,
     ) -> Job:
         """A job of one CPU that runs `function`."""
-        defaults: dict[str, Any] = {
-            "resources": Resources(),
-            "gpus": 0.0,
-            "batched": False,
-            "timed": False,
-            "runtime_env": {},
-            "excluded": frozenset(),
-        }
+        timed = changes.pop("timed", False)
         return Job(
             run_id=RunId(run),
             task_id=TaskId(task),
             attempt=attempt,
             name="run",
-            code=self.code(function),
+            definition=self.definition(function, **changes),
             arguments=arguments,
             output_keys=outputs,
-            **(defaults | changes),
+            timed=timed,
         )
+
+    def definition(self, function: object, **changes: Any) -> Definition:
+        """A definition of one CPU that runs `function`."""
+        defaults: dict[str, Any] = {
+            "code": self.code(function),
+            "resources": Resources(),
+            "gpus": 0.0,
+            "batch": BatchPolicy(),
+            "scaling": Scaling(),
+            "runtime_env": {},
+            "excluded": frozenset(),
+        }
+        return Definition(**(defaults | changes))
 
     def call(self, function: object, *args: object, **kwargs: object) -> Call:
         """A call of `function` by itself."""
         return Call(
-            name="run",
-            code=self.code(function),
-            args=cloudpickle.dumps(args),
-            kwargs=cloudpickle.dumps(kwargs),
-            resources=Resources(),
-            gpus=0.0,
-            runtime_env={},
-            excluded=frozenset(),
+            "run", self.definition(function), cloudpickle.dumps(args), cloudpickle.dumps(kwargs)
         )
 
     async def until(self, condition: Callable[[], bool]) -> None:

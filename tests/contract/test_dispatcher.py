@@ -28,7 +28,7 @@ from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import RunId, TaskId
 from lattice.workflow.events import TaskLost, TaskStarted, TaskSucceeded, Value
-from lattice.workflow.task import Resources
+from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import LONG, Bench, given, output_of, short_folder
 
 pytest.importorskip("numpy")
@@ -237,7 +237,7 @@ async def test_a_runtime_env_is_applied(bench: Bench) -> None:
 
 async def test_a_batched_job_is_a_batch_of_one(bench: Bench) -> None:
     """For now."""
-    end = await bench.succeed(lambda items: [{"n": len(items)}], batched=True)
+    end = await bench.succeed(lambda items: [{"n": len(items)}], batch=BatchPolicy(True))
     assert end.result == {"n": 1}
 
 

@@ -20,7 +20,7 @@ from deployments.replicas import ReplicaDispatcher
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.ports import Job
 from lattice.workflow.events import TaskFailed, TaskLost, TaskSucceeded
-from lattice.workflow.task import Resources
+from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import LONG, Bench, given, short_folder
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +73,8 @@ async def until_applications(number: int) -> None:
 
 def batch_jobs(bench: Bench, function: object, number: int, **changes: Any) -> list[Job]:
     """Submitted jobs of one batched definition, each in a run of its own; `x` counts them."""
-    options: dict[str, Any] = {"batched": True, "batch_size": 8, "resources": SMALL}
+    timeout, size = changes.pop("batch_timeout", 0.0), changes.pop("batch_size", 8)
+    options: dict[str, Any] = {"batch": BatchPolicy(True, size, timeout), "resources": SMALL}
     jobs = [
         bench.job(function, "t", (given("x", x),), run=f"r{x}", **(options | changes))
         for x in range(number)

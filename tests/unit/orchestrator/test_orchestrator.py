@@ -295,14 +295,14 @@ async def test_nodes_are_matched_named_and_left_alone(world: World) -> None:
     found = {each["node_id"]: each["status"] for each in await world.orchestrator.workers()}
     assert found == {"engine-2": "active", "mine": "active", "late": "waiting"}
     _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
-    assert world.dispatcher.jobs[run_id, A].excluded == frozenset()
+    assert world.dispatcher.jobs[run_id, A].definition.excluded == frozenset()
     world.dispatcher.succeed(run_id, A, out=b"")
     async for group in world.orchestrator.follow(run_id, None, 0):
         assert all(json.loads(text)["data"].get("node_id", "mine") == "mine" for text in group)
     await world.orchestrator.disconnect_worker(NodeId("mine"))
     await world.restart()
     _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
-    assert world.dispatcher.jobs[run_id, A].excluded == {"engine-1"}
+    assert world.dispatcher.jobs[run_id, A].definition.excluded == {"engine-1"}
     await world.orchestrator.disconnect_worker(NodeId("engine-2"))
     with pytest.raises(InvalidRequestError, match="no node"):
         await world.orchestrator.submit_workflow([upload("a")], [])
@@ -360,12 +360,12 @@ async def test_saving_without_code_keeps_the_code(world: World) -> None:
     tasks = await world.orchestrator.workflow_tasks(workflow_id)
     assert tasks == [{"id": "a", "name": "renamed", "type": "code", "saved": "true"}]
     run_id = await world.orchestrator.run_workflow(workflow_id)
-    before = world.dispatcher.jobs[run_id, A].code
+    before = world.dispatcher.jobs[run_id, A].definition.code
     assert before.name == "a"
     new = replace(old, code=CodeUpload(CodeForm.PICKLE, b"other"))
     await world.orchestrator.save_task(workflow_id, new, add_edges=True)
     run_id = await world.orchestrator.run_workflow(workflow_id)
-    assert world.dispatcher.jobs[run_id, A].code.digest != before.digest
+    assert world.dispatcher.jobs[run_id, A].definition.code.digest != before.digest
 
 
 async def test_results_that_are_not_there_say_why(world: World) -> None:

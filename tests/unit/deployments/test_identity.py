@@ -1,0 +1,52 @@
+"""Which calls share replicas."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deployments.identity import application_name
+from lattice.ids import Digest, NodeId
+from lattice.ports import Definition
+from lattice.workflow.scaling import Scaling
+from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
+
+DEFINITION = Definition(
+    code=Code(Digest("d"), CodeForm.SOURCE, "run"),
+    resources=Resources(),
+    gpus=0.0,
+    batch=BatchPolicy(True, 8),
+    scaling=Scaling(),
+    runtime_env={},
+    excluded=frozenset(),
+)
+
+
+def name(definition: Definition, scope: str = "s") -> str:
+    return application_name(definition, scope)
+
+
+def test_what_the_calls_need_counts() -> None:
+    """Each of these makes another definition; and services keep apart."""
+    others = [
+        replace(DEFINITION, code=replace(DEFINITION.code, digest=Digest("e"))),
+        replace(DEFINITION, resources=Resources(cpu=2)),
+        replace(DEFINITION, gpus=0.5),
+        replace(DEFINITION, batch=BatchPolicy(True, 9)),
+        replace(DEFINITION, batch=BatchPolicy(True, 8, 1.0)),
+        replace(DEFINITION, batch=BatchPolicy()),
+        replace(DEFINITION, scaling=Scaling(max_replicas=2)),
+        replace(DEFINITION, runtime_env={"pip": ["x"]}),
+        replace(DEFINITION, excluded=frozenset({NodeId("n")})),
+    ]
+    names = {name(DEFINITION), name(DEFINITION, "other"), *map(name, others)}
+    assert len(names) == len(others) + 2
+
+
+def test_the_order_in_which_things_were_said_does_not_count() -> None:
+    """Equal definitions have one name."""
+    variables = {"A": "1", "B": "2"}
+    one, two = (
+        replace(DEFINITION, runtime_env={"env_vars": dict(items)})
+        for items in (variables.items(), reversed(variables.items()))
+    )
+    assert name(one) == name(two)
