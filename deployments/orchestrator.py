@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import serve
 
-from deployments.dispatching import new_dispatcher
+from deployments.routing import new_dispatcher
 from lattice.assembly import build_orchestrator
 from lattice.errors import LatticeError
 from lattice.settings import LatticeSettings

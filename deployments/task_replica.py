@@ -2,8 +2,8 @@
 
 A process that runs user code. Calls come in groups, one group a request, and go one by one into the
 replica's own `@serve.batch` method, so that a batch holds calls of many groups and runs. A gate in front
-lets batches fill while one runs. User code runs off the event loop, in one thread, one batch at a time;
-what a call comes to goes back in the frames of `lattice.execution.wire`, as from a Ray task.
+lets batches fill while one runs. User code runs off the event loop, in as many threads as batches may run
+at a time; what a call comes to goes back in the frames of `lattice.execution.wire`, as from a Ray task.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import RequestRouterConfig
 
-from deployments.gate import Gate
+from deployments.replicas.gate import Gate
+from deployments.replicas.router import LeastLoadedRouter
 from lattice.execution import attempt, wire
-from lattice.execution.attempt import Assignment
+from lattice.execution.attempt import Assignment, Large
 from lattice.execution.code import CodeLoadError
 from lattice.execution.failures import describe
+from lattice.execution.ray_worker import announce
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import NodeId
 from lattice.workflow.events import Placement, TaskFailed, TaskStarted
-from lattice.workflow.task import Code
+from lattice.workflow.task import BatchPolicy, Code
 
 #: Seconds that a batch must have run before its start is announced; ends repeat the start.
 _ANNOUNCE = 0.005
@@ -36,6 +40,11 @@ _ANNOUNCE = 0.005
 _logger = logging.getLogger("ray.serve")
 
 Result = TypeVar("Result")
+LargeReference = ray.ObjectRef[Large | None]
+#: How a call has ended: its place in its group, the frame, the large outputs if there are any.
+End = tuple[int, bytes, LargeReference | None]
+#: What a group's stream carries: frames of starts, and ends.
+Told = tuple[list[bytes], list[End]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +60,7 @@ class ReplicaTask:
     code: Code
     source: bytes | str
     storage_url: str
-    batch_size: int
-    batch_timeout: float
+    batch: BatchPolicy
     has_gpu: bool
     grace: float
 
@@ -62,14 +70,14 @@ class ConstructionError(Exception):
 
 
 class _Outbox:
-    """What of a group is to be told: frames of starts and of ends."""
+    """What of a group is to be told."""
 
     def __init__(self) -> None:
         self.starts: list[bytes] = []
-        self.ends: list[bytes] = []
+        self.ends: list[End] = []
         self.arrived = asyncio.Event()
 
-    def take(self) -> tuple[list[bytes], list[bytes]]:
+    def take(self) -> Told:
         self.arrived.clear()
         taken = self.starts, self.ends
         self.starts, self.ends = [], []
@@ -77,13 +85,30 @@ class _Outbox:
 
 
 class _Item:
-    """A call. `begun`: its batch runs. `abandoned`: nobody wants its result any more."""
+    """A call.
 
-    __slots__ = ("abandoned", "assignment", "begun", "outbox")
+    Attributes:
+        place: its place in its group.
+        upstream: references to the large outputs of other tasks that its assignment counts on.
+        admitted: when the gate let it through.
+        begun: its batch runs.
+        abandoned: nobody wants its result any more.
+    """
 
-    def __init__(self, assignment: Assignment, outbox: _Outbox) -> None:
+    __slots__ = ("abandoned", "admitted", "assignment", "begun", "outbox", "place", "upstream")
+
+    def __init__(
+        self,
+        place: int,
+        assignment: Assignment,
+        upstream: Sequence[LargeReference],
+        outbox: _Outbox,
+    ) -> None:
+        self.place = place
         self.assignment = assignment
+        self.upstream = upstream
         self.outbox = outbox
+        self.admitted = 0.0
         self.begun = False
         self.abandoned = False
 
@@ -93,17 +118,20 @@ class TaskReplica:
 
     async def __init__(self, task: ReplicaTask) -> None:  # type: ignore[misc]  # Serve awaits it
         self._task = task
-        self._thread = ThreadPoolExecutor(1, "lattice-task")
-        self._gate = Gate(task.batch_size)
-        self._running: list[_Item] = []
+        self._threads = ThreadPoolExecutor(task.batch.max_concurrent_batches, "lattice-task")
+        self._gate = Gate(task.batch.batch_size, task.batch.max_concurrent_batches)
+        self._loop = asyncio.get_running_loop()
         self._id = str(serve.get_replica_context().replica_tag)
         self._node = (
             NodeId(ray.get_runtime_context().get_node_id()),
             str(ray.util.get_node_ip_address()),  # type: ignore[no-untyped-call]  # Ray's own gap
         )
-        batch: Any = self._batch
-        batch.set_max_batch_size(task.batch_size)
-        batch.set_batch_wait_timeout_s(task.batch_timeout)
+        # One more than run at a time: a full batch is cut before there is room.
+        self._batcher: Any = serve.batch(
+            max_batch_size=task.batch.batch_size,
+            batch_wait_timeout_s=task.batch.batch_timeout,
+            max_concurrent_batches=task.batch.max_concurrent_batches + 1,
+        )(self._batch)
         try:
             # In the thread that will call it, as some libraries tie what they load to a thread.
             self._function = await self._in_thread(
@@ -111,6 +139,7 @@ class TaskReplica:
             )
         except CodeLoadError as error:
             raise ConstructionError(wire.error_text(error.info)) from None
+        self._ready_at = time.time()
 
     def _fetch(self) -> bytes:
         source = self._task.source
@@ -119,17 +148,22 @@ class TaskReplica:
         return FsspecStorage(self._task.storage_url).read(source)
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self._loop.run_in_executor(self._threads, work)
 
     async def run_group(
-        self, group: list[bytes], alone: bool
-    ) -> AsyncIterator[tuple[list[bytes], list[bytes]]]:
-        """Runs encoded assignments; says in groups, as it happens, which have begun and how they ended.
+        self, group: bytes, upstream: list[list[LargeReference]], alone: bool
+    ) -> AsyncIterator[Told]:
+        """Runs encoded assignments; says, as it happens, which have begun and how they ended.
 
-        `alone`: none of them shares a batch. Leaving the stream takes what has not begun out of the queue.
+        `upstream`: references for each assignment. `alone`: none of them shares a batch. Leaving the stream
+        takes what has not begun out of the queue.
         """
         outbox = _Outbox()
-        items = [_Item(attempt.decode(data), outbox) for data in group]
+        assignments = zip(attempt.decode_group(group), upstream, strict=True)
+        items = [
+            _Item(place, assignment, references, outbox)
+            for place, (assignment, references) in enumerate(assignments)
+        ]
         tasks = [asyncio.ensure_future(self._run(item, alone)) for item in items]
         try:
             left = len(items)
@@ -143,69 +177,140 @@ class TaskReplica:
                 item.abandoned = True
                 if not item.begun:
                     task.cancel()
-            self._end_if_abandoned()
 
     async def _run(self, item: _Item, alone: bool) -> None:
-        await self._gate.enter(alone=alone)
+        first, waited = await self._gate.enter(alone=alone)
+        item.admitted = time.time()
+        if first:
+            # The time-out of a batch counts from its first call, also while another batch ran.
+            timeout = 0.0 if alone else max(0.0, self._task.batch.batch_timeout - waited)
+            self._batcher.set_batch_wait_timeout_s(timeout)
         try:
-            batch: Any = self._batch
-            await batch(item)
+            await self._batcher(item)
         except asyncio.CancelledError:
             if not item.begun:
                 self._gate.leave(alone=alone)
             raise
 
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.0)
     async def _batch(self, items: list[_Item]) -> list[None]:
         """Runs a batch to its end."""
-        self._gate.close()
-        self._running = items
-        placement = Placement(*self._node, time.time(), self._id, len(items))
+        self._gate.begin()
         for item in items:
             item.begun = True
-        announcing = asyncio.get_running_loop().call_later(
-            _ANNOUNCE, self._announce, items, placement
-        )
-        assignments = [item.assignment for item in items]
         try:
-            frames = await self._in_thread(
-                lambda: attempt.run_items_of(self._function, assignments, placement)
+            await self._in_thread(lambda: self._work(items))
+        finally:
+            self._gate.end()
+        return [None] * len(items)
+
+    # -- in a thread ---------------------------------------------------------------------------
+
+    def _work(self, cut: list[_Item]) -> None:
+        """Runs the calls of a batch that somebody still wants, and hands over how they ended."""
+        items = [item for item in cut if not item.abandoned]
+        if not items:
+            return
+        at = time.time()
+        placements = [
+            Placement(
+                *self._node,
+                at,
+                self._id,
+                len(items),
+                starting=max(0.0, self._ready_at - item.assignment.submitted),
+                batching=max(0.0, at - item.admitted),
             )
+            for item in items
+        ]
+        for item, placement in zip(items, placements, strict=True):
+            if item.assignment.timed:
+                # Its time-out must count even if the code never lets go of the interpreter.
+                announce(item.assignment, placement)
+        watch = _Watch(self._loop, items, placements, self._task.grace)
+        self._loop.call_soon_threadsafe(watch.begin)
+        told: list[tuple[bytes, LargeReference | None]]
+        try:
+            ends = attempt.run_items_of(
+                self._function,
+                [item.assignment for item in items],
+                [_fetched(item.upstream) for item in items],
+                placements,
+            )
+            told = [(frame, ray.put(large) if large else None) for frame, large in ends]
         except Exception as error:  # a defect of ours; nobody may wait for ever
             _logger.exception("a batch could not be run")
             info = describe(error, self._task.code.name)
-            at = time.time()
-            frames = [
-                wire.encode_end(TaskFailed(each.task_id, each.attempt, at, info, placement))
-                for each in assignments
+            told = [
+                (_failure(item.assignment, info, placement), None)
+                for item, placement in zip(items, placements, strict=True)
             ]
-        finally:
-            announcing.cancel()
-            self._running = []
-            self._gate.open()
-        for item, frame in zip(items, frames, strict=True):
-            item.outbox.ends.append(frame)
-            item.outbox.arrived.set()
-        return [None] * len(items)
+        self._loop.call_soon_threadsafe(watch.end, told)
 
-    def _announce(self, items: list[_Item], placement: Placement) -> None:
-        for item in items:
+
+class _Watch:
+    """A running batch, on the event loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        items: list[_Item],
+        placements: list[Placement],
+        grace: float,
+    ) -> None:
+        self._loop = loop
+        self._items = items
+        self._placements = placements
+        self._grace = grace
+        self._since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """The code has been called."""
+        self._timer = self._loop.call_later(_ANNOUNCE, self._announce)
+
+    def end(self, told: list[tuple[bytes, LargeReference | None]]) -> None:
+        """It has returned."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for item, (frame, large) in zip(self._items, told, strict=True):
+            item.outbox.ends.append((item.place, frame, large))
+            item.outbox.arrived.set()
+
+    def _announce(self) -> None:
+        for item, placement in zip(self._items, self._placements, strict=True):
             assigned = item.assignment
             started = TaskStarted(assigned.task_id, assigned.attempt, placement)
             item.outbox.starts.append(wire.encode_start(assigned.run_id, started))
             item.outbox.arrived.set()
+        self._look()
 
-    def _end_if_abandoned(self) -> None:
+    def _look(self) -> None:
         """Threads cannot be interrupted: a batch that nobody wants and that does not end takes the process along."""
-        running = self._running
-        if running and all(item.abandoned for item in running):
+        now = self._loop.time()
+        if not all(item.abandoned for item in self._items):
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        elif now - self._since >= self._grace:
+            _logger.warning("a cancelled batch did not end; the replica ends")
+            os._exit(1)
+        self._timer = self._loop.call_later(self._grace / 2, self._look)
 
-            def end() -> None:
-                if self._running is running:
-                    _logger.warning("a cancelled batch did not end; the replica ends")
-                    os._exit(1)
 
-            asyncio.get_running_loop().call_later(self._task.grace, end)
+def _fetched(references: Sequence[LargeReference]) -> list[Large | None]:
+    """Large outputs of other tasks; None for those that have to come from the storage."""
+    found: list[Large | None] = []
+    for reference in references:
+        try:
+            found.append(ray.get(reference))
+        except RayError:  # its owner is gone, and with it the value
+            found.append(None)
+    return found
+
+
+def _failure(assignment: Assignment, info: Any, placement: Placement) -> bytes:
+    at = time.time()
+    return wire.encode_end(TaskFailed(assignment.task_id, assignment.attempt, at, info, placement))
 
 
 TaskDeployment = serve.deployment(
@@ -213,9 +318,14 @@ TaskDeployment = serve.deployment(
     # How many calls a replica gets is the dispatcher's business: Serve's own bound works by refusing and
     # asking again, which starves batches.
     max_ongoing_requests=100_000,
+    # The last resort against code that never lets go of the interpreter.
     health_check_period_s=2,
+    health_check_timeout_s=30,
     graceful_shutdown_wait_loop_s=0.2,
     # A replica that is scaled down finishes its batch.
     graceful_shutdown_timeout_s=3600,
+    request_router_config=RequestRouterConfig(
+        request_router_class=LeastLoadedRouter  # type: ignore[arg-type]  # mistyped by Ray
+    ),
     logging_config={"enable_access_log": False},
 )(TaskReplica)

@@ -44,6 +44,7 @@ class Assignment:
         timed: the start is reported before the code runs, however short it is.
         has_gpu: GPUs were asked for.
         mailbox: name of the actor that wants to know when a long attempt begins.
+        submitted: when the dispatcher took it, in seconds since the epoch.
     """
 
     run_id: RunId
@@ -60,6 +61,7 @@ class Assignment:
     storage_url: str
     inline_value_bytes: int
     mailbox: str
+    submitted: float = 0.0
 
 
 class _UnavailableError(Exception):
@@ -120,36 +122,43 @@ def open_function(code: Code, fetch_code: Callable[[], bytes], *, has_gpu: bool)
 
 
 def run_items_of(
-    function: Function, assignments: Sequence[Assignment], placement: Placement
-) -> list[bytes]:
+    function: Function,
+    assignments: Sequence[Assignment],
+    upstream: Sequence[Sequence[Mapping[str, Any] | None]],
+    placements: Sequence[Placement],
+) -> list[tuple[bytes, Large | None]]:
     """Runs attempts of one definition together: as one batch if it is batched, else one after the other.
 
-    Large outputs are only stored: what goes from here to other tasks goes through the storage.
+    Args:
+        upstream: for each attempt the large outputs of other tasks that it refers to.
 
     Returns:
-        The frame of the end of each attempt; no attempt's failure is another's.
+        For each attempt the frame of its end, and its large outputs; no failure is another's.
     """
-    frames: dict[int, bytes] = {}
+    ends: dict[int, tuple[bytes, Large | None]] = {}
     ready: list[tuple[int, dict[str, object]]] = []
     batched = assignments[0].batched
     with _clean_process(assignments[0].has_gpu):
         for position, assignment in enumerate(assignments):
+            placement = placements[position]
             try:
-                params = _arguments(assignment, ())
+                params = _arguments(assignment, upstream[position])
                 if batched:
                     ready.append((position, params))
                 else:
-                    frames[position] = _frame_of(
+                    ends[position] = _end_of(
                         assignment, _run(assignment, function, params), placement
                     )
             except _UnavailableError as error:
-                frames[position] = (
+                frame = (
                     _lost(assignment, error.error)
                     if error.lost
                     else _failed(assignment, error.error, placement)
                 )
+                ends[position] = frame, None
             except BaseException as error:
-                frames[position] = _failed(assignment, describe(error, assignment.name), placement)
+                info = describe(error, assignment.name)
+                ends[position] = _failed(assignment, info, placement), None
         if ready:
             items = [(params, assignments[position].output_keys) for position, params in ready]
             try:
@@ -157,17 +166,19 @@ def run_items_of(
             except BaseException as error:  # a KeyboardInterrupt that user code itself raised
                 outcomes = [Failed(describe(error, assignments[0].name))] * len(items)
             for (position, _), outcome in zip(ready, outcomes, strict=True):
-                frames[position] = _frame_of(assignments[position], outcome, placement)
-    return [frames[position] for position in range(len(assignments))]
+                ends[position] = _end_of(assignments[position], outcome, placements[position])
+    return [ends[position] for position in range(len(assignments))]
 
 
-def _frame_of(assignment: Assignment, outcome: Outcome, placement: Placement) -> bytes:
+def _end_of(
+    assignment: Assignment, outcome: Outcome, placement: Placement
+) -> tuple[bytes, Large | None]:
     if isinstance(outcome, Failed):
-        return _failed(assignment, outcome.error, placement)
+        return _failed(assignment, outcome.error, placement), None
     try:
-        return _pack(assignment, outcome.outputs, placement)[0]
+        return _pack(assignment, outcome.outputs, placement)
     except BaseException as error:
-        return _failed(assignment, describe(error, assignment.name), placement)
+        return _failed(assignment, describe(error, assignment.name), placement), None
 
 
 def _fetch(fetch_code: Callable[[], bytes]) -> bytes:
@@ -377,3 +388,14 @@ def decode(data: bytes) -> Assignment:
     """The inverse of `encode`."""
     assignment: Assignment = pickle.loads(data)
     return assignment
+
+
+def encode_group(assignments: Sequence[Assignment]) -> bytes:
+    """Many at once, so that what they share, such as their code, is written once."""
+    return pickle.dumps([*assignments], protocol=5)
+
+
+def decode_group(data: bytes) -> list[Assignment]:
+    """The inverse of `encode_group`."""
+    assignments: list[Assignment] = pickle.loads(data)
+    return assignments

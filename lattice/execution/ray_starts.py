@@ -28,9 +28,13 @@ class StartListener:
     """Owns the mailbox actor and passes on what arrives in it. The actor dies with this process."""
 
     def __init__(self, started: Callable[[RunId, TaskStarted], None]) -> None:
-        self._started = started
+        self._listeners = [started]
         self._create()
         self._task = asyncio.ensure_future(self._listen())
+
+    def also(self, started: Callable[[RunId, TaskStarted], None]) -> None:
+        """Tells one more; each knows which attempts are its own."""
+        self._listeners.append(started)
 
     @property
     def mailbox(self) -> str:
@@ -49,7 +53,9 @@ class StartListener:
             try:
                 reference = self._actor.drain.remote()
                 for note in await asyncio.wrap_future(reference.future()):
-                    self._started(*wire.decode_start(note))
+                    run_id, started = wire.decode_start(note)
+                    for listener in self._listeners:
+                        listener(run_id, started)
             except RayError as error:
                 # What was in the mailbox is lost; ends make up for starts that were not heard of.
                 _logger.warning("the mailbox failed: %s", error)

@@ -26,6 +26,7 @@ from lattice.errors import InvalidRequestError, TooLargeError, UnavailableError,
 from lattice.execution import attempt, ray_cluster, ray_worker, wire
 from lattice.execution.attempt import Assignment, Large
 from lattice.execution.fair_queue import FairQueue
+from lattice.execution.held_values import HeldValues
 from lattice.execution.pacing import Pacing
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunctions
@@ -91,6 +92,7 @@ class RayTaskDispatcher:
         max_result_bytes: largest pickled result of a call.
         max_in_flight: most tasks of the same shape that Ray has at a time.
         cancel_grace: seconds that a cancelled task has to end before its process is killed.
+        held: where references to large outputs are kept; other dispatchers may share it.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class RayTaskDispatcher:
         max_result_bytes: int = 16 * 1024 * 1024,
         max_in_flight: int = 1000,
         cancel_grace: float = 2.0,
+        held: HeldValues[ray.ObjectRef[Large | None]] | None = None,
     ) -> None:
         self._storage_url = storage_url
         self._inline_value_bytes = inline_value_bytes
@@ -111,7 +114,7 @@ class RayTaskDispatcher:
         self._queue: FairQueue[Shape, _Attempt] = FairQueue(self._pacing.limit)
         self._in_flight: dict[_Attempt, asyncio.Future[bytes]] = {}
         self._calls: set[Frame] = set()
-        self._large: dict[tuple[RunId, TaskId], ray.ObjectRef[Large | None]] = {}
+        self.held = held if held is not None else HeldValues()
         self._pump_due = False
         self._closed = False
         self._node_watch: asyncio.Future[None] | None = None
@@ -129,7 +132,7 @@ class RayTaskDispatcher:
         self._loop = asyncio.get_running_loop()
         self._report = report
         self._codes = CodeSources(load_code)
-        self._starts = StartListener(self._heard_start)
+        self.starts = StartListener(self._heard_start)
         await self.nodes()
         self._node_watch = asyncio.ensure_future(self._watch_nodes())
 
@@ -198,21 +201,8 @@ class RayTaskDispatcher:
     def _assign(self, taken: _Attempt) -> tuple[Assignment, list[ray.ObjectRef[Large | None]]]:
         """What the worker is told, and the references that come along."""
         job = taken.job
-        held: dict[TaskId, int] = {}
-        upstream: list[ray.ObjectRef[Large | None]] = []
-        positions: list[int | None] = []
-        for argument in job.arguments:
-            position = None
-            if argument.source and argument.value and argument.value.location is not None:
-                source = argument.source[0]
-                reference = self._large.get((job.run_id, source))
-                if reference is not None:
-                    if source not in held:
-                        held[source] = len(upstream)
-                        upstream.append(reference)
-                    position = held[source]
-            positions.append(position)
-        taken.sources = tuple(held)
+        upstream, positions = self.held.upstream(job.run_id, job.arguments)
+        taken.sources = tuple(upstream)
         assignment = Assignment(
             run_id=job.run_id,
             task_id=job.task_id,
@@ -220,16 +210,16 @@ class RayTaskDispatcher:
             name=job.name,
             code=job.definition.code,
             arguments=job.arguments,
-            upstream=tuple(positions),
+            upstream=positions,
             output_keys=job.output_keys,
             batched=job.definition.batch.enabled,
             timed=job.timed,
             has_gpu=job.definition.gpus > 0,
             storage_url=self._storage_url,
             inline_value_bytes=self._inline_value_bytes,
-            mailbox=self._starts.mailbox,
+            mailbox=self.starts.mailbox,
         )
-        return assignment, upstream
+        return assignment, [*upstream.values()]
 
     def _landed(self, taken: _Attempt, future: asyncio.Future[bytes]) -> None:
         """Ray is done with an attempt."""
@@ -253,7 +243,7 @@ class RayTaskDispatcher:
     def _try_from_storage(self, taken: _Attempt) -> None:
         """A large input is gone from the object store: once more, without references."""
         for source in taken.sources:
-            self._large.pop((taken.job.run_id, source), None)
+            self.held.drop(taken.job.run_id, source)
         self._enqueue(taken)
 
     def _end_of(
@@ -281,7 +271,7 @@ class RayTaskDispatcher:
             value.location is not None for value in end.values.values()
         )
         if stored and taken.large is not None:
-            self._large[job.run_id, job.task_id] = taken.large
+            self.held.keep(job.run_id, job.task_id, taken.large)
         self._report(job.run_id, end)
 
     def _heard_start(self, run_id: RunId, started: TaskStarted) -> None:
@@ -314,7 +304,7 @@ class RayTaskDispatcher:
 
     def release(self, run_id: RunId, task_id: TaskId) -> None:
         """Drops what is held in memory of a task's output values."""
-        self._large.pop((run_id, task_id), None)
+        self.held.drop(run_id, task_id)
 
     # -- single calls --------------------------------------------------------------------------
 
@@ -428,12 +418,12 @@ class RayTaskDispatcher:
         if self._node_watch is not None:
             self._node_watch.cancel()
             await asyncio.wait([self._node_watch])
-        await self._starts.close()
+        await self.starts.close()
         await self._codes.close()
         if self._in_flight:
             await asyncio.wait(self._in_flight.values(), timeout=_CLOSE_WAIT)
         self._attempts.clear()
-        self._large.clear()
+        self.held.clear()
 
 
 def _future(reference: ray.ObjectRef[Any]) -> asyncio.Future[Any]:

@@ -38,11 +38,9 @@ def run_attempt(
     placement = _placement()
     if assigned.timed:
         # Code that never lets go of the interpreter would keep the announcer's thread from telling.
-        # The report of the end makes up for a start that could not be told.
-        with contextlib.suppress(ValueError, ray.exceptions.RayError):
-            _announce(assigned, placement)
+        announce(assigned, placement)
     else:
-        _announcer.begin(functools.partial(_announce, assigned, placement))
+        _announcer.begin(functools.partial(announce, assigned, placement))
     try:
         return attempt.run_attempt(assigned, _fetch(code), upstream, placement)
     finally:
@@ -82,10 +80,12 @@ def _placement() -> Placement:
     return Placement(node_id, node_ip, time.time())
 
 
-def _announce(assigned: Assignment, placement: Placement) -> None:
+def announce(assigned: Assignment, placement: Placement) -> None:
+    """Tells the dispatcher that an attempt begins; the report of its end makes up for what is not heard."""
     started = TaskStarted(assigned.task_id, assigned.attempt, placement)
     note = wire.encode_start(assigned.run_id, started)
-    _mailbox(assigned.mailbox).push.remote(note)
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        _mailbox(assigned.mailbox).push.remote(note)
 
 
 @functools.lru_cache(maxsize=4)

@@ -198,7 +198,12 @@ def find_error(text: str) -> ErrorInfo | None:
 def _placement(placement: Placement) -> list[object]:
     where: list[object] = [placement.node_id, placement.node_ip, placement.at]
     if placement.replica is not None:
-        where += [placement.replica, placement.batch_size]
+        where += [
+            placement.replica,
+            placement.batch_size,
+            round(placement.starting, 6),
+            round(placement.batching, 6),
+        ]
     return where
 
 

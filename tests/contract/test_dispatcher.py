@@ -20,9 +20,8 @@ import pytest
 import ray
 from ray import serve
 
-from deployments.applications import Scaling
-from deployments.dispatching import RoutingDispatcher
-from deployments.replicas import ReplicaDispatcher
+from deployments.replicas.identity import Bounds
+from deployments.routing import RoutingDispatcher
 from lattice.errors import InvalidRequestError, TooLargeError, UnavailableError, UserCodeError
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
@@ -30,6 +29,7 @@ from lattice.ids import RunId, TaskId
 from lattice.workflow.events import TaskLost, TaskStarted, TaskSucceeded, Value
 from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import LONG, Bench, given, output_of, short_folder
+from tests.contract.replicas import new_routing
 
 pytest.importorskip("numpy")
 pytestmark = pytest.mark.anyio
@@ -71,15 +71,8 @@ def new_dispatcher(storage_url: str) -> RayTaskDispatcher:
 
 
 def replica_dispatcher(storage_url: str) -> RoutingDispatcher:
-    """One that runs every job on replicas, which soon make room for others."""
-    replicas = ReplicaDispatcher(
-        storage_url,
-        inline_value_bytes=1024,
-        scope=storage_url,
-        scaling=Scaling(max_replicas=2, idle=1.0),
-        cancel_grace=0.5,
-    )
-    return RoutingDispatcher(new_dispatcher(storage_url), replicas, everything=True)
+    """Everything on replicas, of which there are at most two for each definition."""
+    return new_routing(storage_url, everything=True, bounds=Bounds(2, 1.0))
 
 
 #: What is true of Ray tasks only: their mailbox, their pacing, their references, one CPU for every task.

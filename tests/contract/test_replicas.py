@@ -14,14 +14,11 @@ import pytest
 import ray
 from ray import serve
 
-from deployments.applications import Scaling
-from deployments.dispatching import RoutingDispatcher
-from deployments.replicas import ReplicaDispatcher
-from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.ports import Job
 from lattice.workflow.events import TaskFailed, TaskLost, TaskSucceeded
 from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import LONG, Bench, given, short_folder
+from tests.contract.replicas import new_routing
 
 pytestmark = pytest.mark.anyio
 
@@ -48,10 +45,7 @@ def engine() -> Iterator[None]:
 
 def new_bench(folder: Path, **changes: Any) -> Bench:
     """A dispatcher that is not started; its scope is the folder."""
-    url = (folder / "values").as_uri()
-    options: dict[str, Any] = {"scaling": Scaling(4, 1.0), "cancel_grace": 0.5}
-    replicas = ReplicaDispatcher(url, 1024, scope=url, **(options | changes))
-    return Bench(RoutingDispatcher(RayTaskDispatcher(url, 1024), replicas))
+    return Bench(new_routing((folder / "values").as_uri(), **changes))
 
 
 @pytest.fixture
@@ -315,8 +309,8 @@ async def test_the_next_dispatcher_takes_over(engine: None, tmp_path: Path) -> N
         await first.end(job)
         first.reports.clear()
     # As a crash does, it leaves without a word.
-    first.dispatcher._replicas._applications.clear()  # type: ignore[attr-defined]
-    first.dispatcher._replicas._leftovers.clear()  # type: ignore[attr-defined]
+    first.dispatcher._replicas._fleet._applications.clear()  # type: ignore[attr-defined]
+    first.dispatcher._replicas._fleet._leftovers.clear()  # type: ignore[attr-defined]
     await first.dispatcher.close()
     before = set(serve.status().applications)
     assert len(before) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deployments.identity import application_name
+from deployments.replicas.identity import application_name
 from lattice.ids import Digest, NodeId
 from lattice.ports import Definition
 from lattice.workflow.scaling import Scaling

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from deployments.applications import Scaling
-from deployments.replicas import ReplicaDispatcher
+from ray import serve
+
+from deployments.replicas.dispatcher import CANCEL_GRACE, ReplicaDispatcher
+from deployments.replicas.fleet import Fleet
+from deployments.replicas.identity import Bounds
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.ids import Digest, RunId, TaskId
 from lattice.ports import Call, CallResult, Definition, Dispatcher, EngineNode, Job, Report
@@ -25,7 +28,7 @@ class RoutingDispatcher:
     """
 
     def __init__(
-        self, tasks: Dispatcher, replicas: ReplicaDispatcher, *, everything: bool = False
+        self, tasks: RayTaskDispatcher, replicas: ReplicaDispatcher, *, everything: bool = False
     ) -> None:
         self._tasks = tasks
         self._replicas = replicas
@@ -39,7 +42,7 @@ class RoutingDispatcher:
     ) -> None:
         """Gets ready. `report` is called on the loop; `load_code` blocks and is called in a thread."""
         await self._tasks.start(report, load_code)
-        await self._replicas.start(report, load_code)
+        await self._replicas.start(report, load_code, self._tasks.starts)
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
@@ -96,12 +99,16 @@ class RoutingDispatcher:
 
 def new_dispatcher(settings: LatticeSettings, tasks: RayTaskDispatcher) -> Dispatcher:
     """The dispatcher of a service on Serve, which runs on `tasks` what does not go to replicas."""
-    replicas = ReplicaDispatcher(
+    fleet = Fleet(
         settings.resolved_storage_url,
-        settings.inline_value_bytes,
         scope=settings.resolved_store_url,
-        scaling=Scaling(settings.max_replicas, settings.replica_downscale_seconds),
+        owner=serve.get_replica_context().app_name,
+        bounds=Bounds(settings.max_replicas, settings.replica_downscale_seconds),
         max_applications=settings.max_replica_applications,
         idle_seconds=settings.replica_idle_seconds,
+        grace=CANCEL_GRACE,
+    )
+    replicas = ReplicaDispatcher(
+        fleet, settings.resolved_storage_url, settings.inline_value_bytes, held=tasks.held
     )
     return RoutingDispatcher(tasks, replicas)

@@ -10,7 +10,8 @@ from typing import Any
 from ray import serve
 from ray.runtime_env import RuntimeEnv
 
-from deployments import identity
+from deployments.replicas import identity
+from deployments.replicas.identity import Bounds
 from deployments.task_replica import ReplicaTask, TaskDeployment
 from lattice.execution import wire
 from lattice.execution.failures import shortened
@@ -20,14 +21,6 @@ from lattice.workflow.events import ErrorInfo
 _FAILED = ("UNHEALTHY", "DEPLOY_FAILED")
 #: Longest text of Serve that becomes an error's message.
 _MAX_MESSAGE = 4_000
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """How many replicas a definition has: none to `max_replicas`; none again after `idle` seconds."""
-
-    max_replicas: int
-    idle: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +38,8 @@ class Status:
     failure: ErrorInfo | None
 
 
-def deploy(name: str, definition: Definition, task: ReplicaTask, scaling: Scaling) -> Any:
-    """Creates the application; returns its handle. It has no replica until it is called.
+def deploy(name: str, definition: Definition, task: ReplicaTask, bounds: Bounds) -> Any:
+    """Creates the application; returns its handle. Unless it is to have some, it has no replica yet.
 
     Raises:
         ValueError, TypeError: options that the engine refuses, such as a malformed runtime_env.
@@ -55,22 +48,17 @@ def deploy(name: str, definition: Definition, task: ReplicaTask, scaling: Scalin
     # Serve itself would only find out when it starts a replica.
     RuntimeEnv(**options.get("runtime_env", {}))
     deployment: Any = TaskDeployment.options(
-        ray_actor_options=options,
-        autoscaling_config={
-            "min_replicas": 0,
-            "max_replicas": scaling.max_replicas,
-            "target_ongoing_requests": identity.target_ongoing_requests(definition),
-            # By default the load is looked at every ten seconds.
-            "metrics_interval_s": 0.5,
-            "look_back_period_s": 2,
-            "upscale_delay_s": 0,
-            "downscale_delay_s": scaling.idle,
-            "downscale_to_zero_delay_s": scaling.idle,
-        },
+        ray_actor_options=options, autoscaling_config=identity.autoscaling(definition, bounds)
     )
     target = serve.RunTarget(target=deployment.bind(task), name=name, route_prefix=None)
     (handle,) = serve.run_many([target], wait_for_applications_running=False)
     return handle
+
+
+def is_leaving(name: str) -> bool:
+    """Whether an application is being deleted, or is gone."""
+    application = serve.status().applications.get(name)
+    return application is None or application.status.value == "DELETING"
 
 
 def adopt(name: str) -> Any:

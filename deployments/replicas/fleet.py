@@ -1,0 +1,369 @@
+"""The applications of task definitions: created when they are wanted, watched, and removed.
+
+Serve does not fail calls that wait for a replica that cannot start: a watch looks at what Serve says of
+the applications while any of them has work, and passes on the reason. Applications go when they have been
+idle for a while, and their number is bounded. Their names say what they are, so that the next orchestrator
+finds those that this one left; while Serve only replaces the orchestrator, they stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from deployments.replicas import identity, serving
+from deployments.replicas.application import Application
+from deployments.replicas.identity import Bounds
+from deployments.replicas.serving import Status
+from deployments.task_replica import ReplicaTask
+from lattice.execution import attempt
+from lattice.execution.ray_failures import explain
+from lattice.execution.storage import FsspecStorage
+from lattice.ids import Digest
+from lattice.ports import Definition
+from lattice.workflow.events import ErrorInfo
+
+#: Seconds between looks while work waits for a replica; while all that is wanted runs; while nothing is.
+_WATCH = 0.5
+_BUSY_WATCH = 1.0
+_IDLE_WATCH = 2.0
+#: Code up to this many bytes is part of the application, which Serve keeps; the rest is in the storage.
+_SMALL_CODE = 64 * 1024
+#: Seconds that closing waits for Serve.
+_CLOSE_WAIT = 5.0
+
+_logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Crew(Protocol):
+    """Who has the work that the applications are for."""
+
+    def changed(self, application: Application) -> None:
+        """It can be called, or has another number of replicas."""
+
+    def failed(self, application: Application, info: ErrorInfo, *, lost: bool) -> None:
+        """It cannot have a replica. `lost`: not because of the task itself."""
+
+    def gone(self, application: Application) -> None:
+        """Somebody has deleted it; what it had is to go to the next of its name."""
+
+
+class Fleet:
+    """Applications by name.
+
+    Args:
+        storage_url: where large code is stored.
+        scope: tells the applications of this service from those of others on the same Serve.
+        owner: the application whose end is theirs too; None if theirs is that of `close`.
+        bounds: what scales definitions that do not say themselves.
+        max_applications: most definitions that are deployed at a time.
+        idle_seconds: seconds without jobs after which a definition is removed, unless it keeps replicas.
+        grace: seconds that a cancelled batch has to end before its replica is ended.
+    """
+
+    def __init__(
+        self,
+        storage_url: str,
+        *,
+        scope: str,
+        owner: str | None,
+        bounds: Bounds,
+        max_applications: int,
+        idle_seconds: float,
+        grace: float,
+    ) -> None:
+        self._storage_url = storage_url
+        self._scope = scope
+        self._owner = owner
+        self._bounds = bounds
+        self._max_applications = max_applications
+        self._idle_seconds = idle_seconds
+        self._grace = grace
+        self._applications: dict[str, Application] = {}
+        self._leftovers: dict[str, float] = {}
+        self._closed = False
+        self._work = asyncio.Event()
+        # Serve's client is not made for several threads.
+        self._serve_thread = ThreadPoolExecutor(1, "lattice-serve")
+
+    async def start(self, crew: Crew, load_code: Callable[[Digest], bytes]) -> None:
+        """Takes over what a former fleet of the same scope has left."""
+        self._loop = asyncio.get_running_loop()
+        self._crew = crew
+        self._load_code = load_code
+        found = await self._serve(serving.statuses, identity.prefix(self._scope))
+        broken = [name for name, status in found.items() if status.failure or status.going]
+        await self._serve(serving.delete, broken)
+        now = self._loop.time()
+        self._leftovers = {name: now for name in found if name not in broken}
+        self._watching = asyncio.ensure_future(self._watch())
+        self._wake()
+
+    async def _serve(self, function: Callable[..., Result], *args: Any) -> Result:
+        return await self._loop.run_in_executor(
+            self._serve_thread, functools.partial(function, *args)
+        )
+
+    def _wake(self) -> None:
+        if self._applications or self._leftovers:
+            self._work.set()
+
+    @property
+    def room(self) -> str:
+        """How many of the places are taken, for people."""
+        return f"{len(self._deployed()) + len(self._leftovers)} of {self._max_applications}"
+
+    def find(self, definition: Definition) -> Application:
+        """The application of a definition, which need not exist in Serve yet."""
+        name = identity.application_name(definition, self._scope)
+        now = self._loop.time()
+        application = self._applications.get(name)
+        if application is None:
+            application = Application(name, definition, now, now)
+            self._applications[name] = application
+            self._wake()
+        idle = application.definition.scaling.downscale_delay
+        idle = self._bounds.downscale_delay if idle is None else idle
+        if not application.busy:
+            application.cold_since = now
+            if application.last_used + idle < now:
+                # Nobody has looked meanwhile, and Serve will have ended its replicas.
+                application.ready = 0
+        return application
+
+    def warm(self, application: Application) -> None:
+        """Makes Serve start a replica, for work that is to come."""
+        if application.ready or application.to_warm or self._closed:
+            return
+        application.to_warm = True
+        if application.handle is not None:
+            application.warming = asyncio.ensure_future(self._warming(application))
+        self.want(application)
+
+    async def _warming(self, application: Application) -> None:
+        """Calls without any jobs, which lasts until there is a replica."""
+        stream = application.handle.options(stream=True).run_group.remote(
+            attempt.encode_group([]), [], False
+        )
+        try:
+            async for _ in stream:
+                pass
+        except (RayError, RayServeException) as error:
+            _logger.warning("a task could not be warmed up: %s", error)
+        finally:
+            application.to_warm = False
+            application.warming = None
+            application.last_used = self._loop.time()
+            stream.cancel()
+
+    def want(self, application: Application) -> None:
+        """Begins to create an application that is not there, if there is room for one more."""
+        if (
+            application.handle is not None
+            or application.creating is not None
+            or application.deleting
+            or self._closed
+            or not self._has_room(application)
+        ):
+            return
+        application.creating = asyncio.ensure_future(self._creation(application))
+
+    def _deployed(self) -> list[Application]:
+        return [
+            each
+            for each in self._applications.values()
+            if each.handle is not None or each.creating is not None or each.deleting
+        ]
+
+    def _has_room(self, application: Application) -> bool:
+        """Whether one more may be deployed; begins to remove the one that was not used for longest."""
+        deployed = self._deployed()
+        leftovers = [name for name in self._leftovers if name != application.name]
+        if len(deployed) + len(leftovers) < self._max_applications:
+            return True
+        if leftovers:
+            self._forget_leftovers(leftovers[:1])
+        else:
+            idle = [each for each in deployed if not each.busy and each.handle is not None]
+            if idle and not any(each.deleting for each in deployed):
+                self.remove(min(idle, key=lambda each: each.last_used))
+        return False
+
+    async def _creation(self, application: Application) -> None:
+        try:
+            if self._leftovers.pop(application.name, None) is not None:
+                application.handle = await self._serve(serving.adopt, application.name)
+            else:
+                application.handle = await self._deploy(application)
+        except _CodeMissingError as error:
+            info = ErrorInfo(type(error.__cause__).__qualname__, str(error))
+            self._fail(application, info, lost=True)
+        except Exception as error:  # Serve refuses the options, such as a malformed runtime_env
+            self._fail(application, explain(error), lost=False)
+        finally:
+            application.creating = None
+        if application.handle is not None:
+            application.missing = 0
+            application.last_used = self._loop.time()
+            if application.to_warm and application.warming is None:
+                application.warming = asyncio.ensure_future(self._warming(application))
+            self._crew.changed(application)
+        elif not application.busy:
+            self._applications.pop(application.name, None)
+
+    async def _deploy(self, application: Application) -> Any:
+        definition = application.definition
+        task = ReplicaTask(
+            code=definition.code,
+            source=await asyncio.to_thread(self._code, definition),
+            storage_url=self._storage_url,
+            batch=identity.batch_policy(definition),
+            has_gpu=definition.gpus > 0,
+            grace=self._grace,
+        )
+        return await self._serve(serving.deploy, application.name, definition, task, self._bounds)
+
+    def _code(self, definition: Definition) -> bytes | str:
+        """The code, or where it lies in the storage. Blocks."""
+        digest = definition.code.digest
+        try:
+            data = self._load_code(digest)
+            if len(data) <= _SMALL_CODE:
+                return data
+            location = f"code/{hashlib.sha256(digest.encode()).hexdigest()}"
+            with FsspecStorage(self._storage_url).write(location) as file:
+                file.write(data)
+            return location
+        except Exception as error:
+            raise _CodeMissingError(f"the task's code is not to be had: {error}") from error
+
+    def _fail(self, application: Application, info: ErrorInfo, *, lost: bool) -> None:
+        if application.to_warm:
+            application.to_warm = False
+            if application.warming is not None:
+                application.warming.cancel()
+            _logger.warning("a task could not be warmed up: %s: %s", info.type, info.message)
+        self._crew.failed(application, info, lost=lost)
+
+    def remove(self, application: Application) -> None:
+        """Deletes an application; jobs that come meanwhile wait for the next of its name."""
+        application.deleting = True
+        application.handle = None
+        application.ready = 0
+        application.missing = 0
+        self._spawn_delete([application.name])
+
+    def _forget_leftovers(self, names: list[str]) -> None:
+        for name in names:
+            del self._leftovers[name]
+        self._spawn_delete(names)
+
+    def _spawn_delete(self, names: list[str]) -> None:
+        future = self._loop.run_in_executor(self._serve_thread, serving.delete, names)
+        future.add_done_callback(_log_failure)
+
+    async def _watch(self) -> None:
+        """Looks at the applications as long as there are any."""
+        while True:
+            await self._work.wait()
+            if not self._applications and not self._leftovers:
+                self._work.clear()
+                continue
+            applications = self._applications.values()
+            busy = any(each.busy or each.deleting for each in applications)
+            waiting = any(each.deleting or (each.busy and not each.ready) for each in applications)
+            await asyncio.sleep(_WATCH if waiting else _BUSY_WATCH if busy else _IDLE_WATCH)
+            try:
+                if busy:
+                    found = await self._serve(serving.statuses, identity.prefix(self._scope))
+                    for application in [*self._applications.values()]:
+                        self._look(application, found.get(application.name))
+                self._sweep()
+            except Exception:
+                _logger.warning("Serve could not be asked for the applications", exc_info=True)
+
+    def _look(self, application: Application, status: Status | None) -> None:
+        """What Serve says of an application changes what is done about it."""
+        if application.deleting:
+            if status is not None:
+                return
+            application.deleting = False
+            if application.busy:
+                self.want(application)
+            else:
+                del self._applications[application.name]
+            return
+        if application.handle is None:
+            if application.busy:
+                self.want(application)
+            return
+        if status is None or status.going:
+            application.missing += 1
+            if application.missing > 1:
+                self.remove(application)
+                self._crew.gone(application)
+            return
+        application.missing = 0
+        if status.failure is not None and application.busy:
+            self._fail(application, status.failure, lost=False)
+            self.remove(application)
+            return
+        if status.ready != application.ready or application.paused:
+            if not status.ready:
+                application.cold_since = self._loop.time()
+            application.ready = status.ready
+            application.paused = False
+            self._crew.changed(application)
+
+    def _sweep(self) -> None:
+        """Removes what has been idle for long."""
+        before = self._loop.time() - self._idle_seconds
+        for application in [*self._applications.values()]:
+            if application.busy or application.creating or application.deleting:
+                continue
+            if application.handle is None:
+                del self._applications[application.name]
+            elif application.last_used < before and not application.definition.scaling.min_replicas:
+                self.remove(application)
+        old = [name for name, since in self._leftovers.items() if since < before]
+        if old:
+            self._forget_leftovers(old)
+
+    async def close(self) -> None:
+        """Lets go of the applications, and deletes them unless another orchestrator takes them over."""
+        self._closed = True
+        applications = self._applications.values()
+        tasks = [self._watching]
+        tasks += [each.creating for each in applications if each.creating is not None]
+        tasks += [each.warming for each in applications if each.warming is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_CLOSE_WAIT):
+                if self._owner is None or await self._serve(serving.is_leaving, self._owner):
+                    await self._serve(serving.delete, [*self._applications, *self._leftovers])
+        except Exception as error:
+            # Serve itself may be ending, and takes them along.
+            _logger.info("the applications of tasks were not deleted: %s", error)
+        self._serve_thread.shutdown(wait=False)
+        self._applications.clear()
+
+
+class _CodeMissingError(Exception):
+    """The code of a definition cannot be loaded or stored just now."""
+
+
+def _log_failure(future: asyncio.Future[None]) -> None:
+    if not future.cancelled() and future.exception() is not None:
+        _logger.warning("an application could not be deleted: %s", future.exception())

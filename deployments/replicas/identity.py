@@ -1,0 +1,116 @@
+"""A task definition as a Serve application: its name, which is its identity, and its options.
+
+Batches form per definition. What belongs to it is what makes two calls exchangeable: code, needs, batch
+policy, scaling, runtime environment, where it may not run, and the Python that unpickles it. Workflow, run,
+names of inputs and outputs do not: one function used in ten workflows is one definition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lattice.execution.ray_remote import options_of
+from lattice.execution.shape import Shape
+from lattice.ports import Definition
+from lattice.workflow.task import BatchPolicy
+
+#: What the names of all applications of task definitions begin with.
+PREFIX = "lattice-task"
+
+#: Groups that a full batch comes in. Fewer would let a batch wait longer for its last items, more cost
+#: throughput: each is a call of the handle.
+_GROUPS_PER_BATCH = 4
+#: Batches that a replica should have at a time: one runs, the next fills, a third travels.
+_BATCHES_AHEAD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What scales the replicas of a definition that does not say itself.
+
+    Attributes:
+        max_replicas: most replicas.
+        downscale_delay: seconds that fewer calls must last before a replica is ended.
+    """
+
+    max_replicas: int
+    downscale_delay: float
+
+
+def application_name(definition: Definition, scope: str) -> str:
+    """The name of a definition's application; `scope` keeps apart services that share a Serve."""
+    shape = asdict(Shape.of(definition))
+    shape["excluded"] = sorted(definition.excluded)
+    document = {
+        "code": asdict(definition.code),
+        "shape": shape,
+        "batch": definition.batch.document(),
+        "autoscaling": definition.scaling.document(),
+        "python": sys.version_info[:2],
+    }
+    text = json.dumps(document, sort_keys=True)
+    return f"{prefix(scope)}{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def prefix(scope: str) -> str:
+    """What the names of the applications of `scope` begin with."""
+    return f"{PREFIX}-{hashlib.sha256(scope.encode()).hexdigest()[:8]}-"
+
+
+def batch_policy(definition: Definition) -> BatchPolicy:
+    """How calls are put together; what is not batched runs one by one."""
+    return definition.batch if definition.batch.enabled else BatchPolicy()
+
+
+def group_size(definition: Definition) -> int:
+    """Most calls of the task in one call of the handle."""
+    return math.ceil(batch_policy(definition).batch_size / _GROUPS_PER_BATCH)
+
+
+def calls_ahead(definition: Definition) -> int:
+    """Calls of the task that a replica should have at a time."""
+    policy = batch_policy(definition)
+    if policy.batch_size == 1:
+        return policy.max_concurrent_batches + 1
+    return (_BATCHES_AHEAD - 1 + policy.max_concurrent_batches) * policy.batch_size
+
+
+def groups_ahead(definition: Definition) -> int:
+    """Calls of the handle that a replica should have at a time; beyond, calls gather for common ones."""
+    return math.ceil(calls_ahead(definition) / group_size(definition))
+
+
+def autoscaling(definition: Definition, bounds: Bounds) -> dict[str, Any]:
+    """How Serve scales the application. It counts calls of the handle, which carry groups of calls."""
+    scaling = definition.scaling
+    policy = batch_policy(definition)
+    target = scaling.target_ongoing_requests or policy.batch_size * policy.max_concurrent_batches
+    least = scaling.min_replicas or 0
+    most = scaling.max_replicas or max(bounds.max_replicas, least)
+    downscale = scaling.downscale_delay
+    if downscale is None:
+        downscale = bounds.downscale_delay
+    return {
+        "min_replicas": least,
+        "max_replicas": most,
+        # Less than what a busy replica is given, so that work that piles up makes Serve add replicas.
+        "target_ongoing_requests": max(1.0, target / group_size(definition)),
+        # By default the load is looked at every ten seconds.
+        "metrics_interval_s": 0.5,
+        "look_back_period_s": 2,
+        "upscale_delay_s": scaling.upscale_delay or 0.0,
+        "downscale_delay_s": downscale,
+        "downscale_to_zero_delay_s": downscale,
+    }
+
+
+def actor_options(definition: Definition) -> dict[str, Any]:
+    """A definition's needs as options of a replica's actor."""
+    options = options_of(Shape.of(definition))
+    del options["max_retries"]
+    return options
