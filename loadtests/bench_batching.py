@@ -16,10 +16,13 @@ from collections.abc import Awaitable, Callable
 import ray
 from ray import serve
 
-from deployments.applications import Scaling as Bounds
-from deployments.replicas import ReplicaDispatcher
+from deployments.replicas.dispatcher import ReplicaDispatcher
+from deployments.replicas.fleet import Fleet
+from deployments.replicas.identity import Bounds
+from deployments.routing import RoutingDispatcher
+from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Argument, Definition, Job, Report
+from lattice.ports import Argument, Definition, Dispatcher, Job, Report
 from lattice.workflow.events import TaskStarted, TaskSucceeded
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
@@ -59,7 +62,7 @@ async def rate(call: Callable[[int], Awaitable[object]], number: int) -> float:
 class Caller:
     """Calls a task through a dispatcher."""
 
-    def __init__(self, dispatcher: ReplicaDispatcher, source: str, *, batched: bool) -> None:
+    def __init__(self, dispatcher: Dispatcher, source: str, *, batched: bool) -> None:
         data = source.encode()
         self.dispatcher = dispatcher
         self.definition = Definition(
@@ -114,7 +117,18 @@ async def measure(folder: str) -> None:
     await rate(by_hand, 500)
     floor = await rate(by_hand, 3_000)
     url = f"file://{folder}"
-    dispatcher = ReplicaDispatcher(url, 65536, scope=folder, scaling=Bounds(1, 30.0))
+    fleet = Fleet(
+        url,
+        scope=folder,
+        owner=None,
+        bounds=Bounds(1, 30.0),
+        max_applications=10,
+        idle_seconds=300.0,
+        grace=2.0,
+    )
+    tasks = RayTaskDispatcher(url, 65536)
+    replicas = ReplicaDispatcher(fleet, url, 65536, held=tasks.held)
+    dispatcher = RoutingDispatcher(tasks, replicas, everything=True)
     sources = {hashlib.sha256(each.encode()).hexdigest(): each.encode() for each in (ONE, MANY)}
     batched, single = Caller(dispatcher, MANY, batched=True), Caller(dispatcher, ONE, batched=False)
 
