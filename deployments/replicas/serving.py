@@ -38,6 +38,22 @@ class Status:
     failure: ErrorInfo | None
 
 
+@serve.deployment(
+    name="front",
+    ray_actor_options={"num_cpus": 0},
+    autoscaling_config={"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1},
+)
+class Front:
+    """The first deployment of each application, which is never called and has no replica.
+
+    Serve lets HAProxy choose among the replicas of an application's first deployment, and refuses a router
+    of its own there, even where no route leads to it.
+    """
+
+    def __init__(self, task: object) -> None:
+        """Takes the deployment that has the replicas."""
+
+
 def deploy(name: str, definition: Definition, task: ReplicaTask, bounds: Bounds) -> Any:
     """Creates the application; returns its handle. Unless it is to have some, it has no replica yet.
 
@@ -50,9 +66,11 @@ def deploy(name: str, definition: Definition, task: ReplicaTask, bounds: Bounds)
     deployment: Any = TaskDeployment.options(
         ray_actor_options=options, autoscaling_config=identity.autoscaling(definition, bounds)
     )
-    target = serve.RunTarget(target=deployment.bind(task), name=name, route_prefix=None)
-    (handle,) = serve.run_many([target], wait_for_applications_running=False)
-    return handle
+    front: Any = Front
+    application = front.bind(deployment.bind(task))
+    target = serve.RunTarget(target=application, name=name, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
+    return adopt(name)
 
 
 def is_leaving(name: str) -> bool:
@@ -63,7 +81,7 @@ def is_leaving(name: str) -> bool:
 
 def adopt(name: str) -> Any:
     """The handle of an application that is there already."""
-    return serve.get_app_handle(name)
+    return serve.get_deployment_handle(TaskDeployment.name, name)
 
 
 def delete(names: Iterable[str]) -> None:
