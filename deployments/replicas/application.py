@@ -22,6 +22,7 @@ class Application:
         cold_since: since when work waits for a first replica, on the event loop's clock.
         paused: Serve has refused a call; the next look tells why.
         missing: looks in a row in which Serve did not know it.
+        refusals: how often in a row Serve has failed to deploy it.
         work: jobs that have not ended, here or on replicas.
         groups: calls of the handle that are under way.
         to_warm: a replica is wanted before there is work.
@@ -38,6 +39,7 @@ class Application:
     ready: int = 0
     paused: bool = False
     missing: int = 0
+    refusals: int = 0
     work: set[Attempt] = field(default_factory=set)
     groups: set[Group] = field(default_factory=set)
     to_warm: bool = False

@@ -37,6 +37,8 @@ _BUSY_WATCH = 1.0
 _IDLE_WATCH = 2.0
 #: Code up to this many bytes is part of the application, which Serve keeps; the rest is in the storage.
 _SMALL_CODE = 64 * 1024
+#: How often in a row Serve may fail to deploy an application before its jobs are told.
+_MAX_REFUSALS = 60
 #: Seconds that closing waits for Serve.
 _CLOSE_WAIT = 5.0
 
@@ -208,12 +210,21 @@ class Fleet:
         except _CodeMissingError as error:
             info = ErrorInfo(type(error.__cause__).__qualname__, str(error))
             self._fail(application, info, lost=True)
-        except Exception as error:  # Serve refuses the options, such as a malformed runtime_env
+        except (TypeError, ValueError) as error:
+            # Options that the engine refuses, such as a malformed runtime_env.
             self._fail(application, explain(error), lost=False)
+        except Exception as error:
+            # Serve itself has a problem, or is ending: the watch tries again.
+            application.refusals += 1
+            _logger.warning("an application could not be deployed: %s", error)
+            if application.refusals > _MAX_REFUSALS:
+                application.refusals = 0
+                self._fail(application, explain(error), lost=True)
         finally:
             application.creating = None
         if application.handle is not None:
             application.missing = 0
+            application.refusals = 0
             application.last_used = self._loop.time()
             if application.to_warm and application.warming is None:
                 application.warming = asyncio.ensure_future(self._warming(application))
