@@ -53,7 +53,7 @@ from lattice.workflow.graph import Workflow
 from lattice.workflow.messages import iso_time
 from lattice.workflow.placement import check as check_placement
 from lattice.workflow.run import Run, RunStatus
-from lattice.workflow.task import Resources, TaskKind
+from lattice.workflow.task import Resources, Task, TaskKind
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,8 @@ class Orchestrator:
         ids: IdSource,
         telemetry: Telemetry,
         limits: Limits,
+        *,
+        warm_up: bool = False,
     ) -> None:
         self._store = store
         self._storage = storage
@@ -102,6 +104,7 @@ class Orchestrator:
         self._ids = ids
         self._telemetry = telemetry
         self._limits = limits
+        self._warm_up = warm_up
         self._lease: int | None = None
         self._started: _Parts | None = None
         self._closed = False
@@ -219,7 +222,10 @@ class Orchestrator:
     async def save_task(
         self, workflow_id: WorkflowId, upload: TaskUpload, *, add_edges: bool
     ) -> None:
-        """Saves a task's code, parameters and needs; `add_edges` makes references explicit edges."""
+        """Saves a task's code, parameters and needs; `add_edges` makes references explicit edges.
+
+        A task that runs on replicas is got ready for its first run where it or the settings say so.
+        """
         parts = self._parts
         workflow = await parts.catalogue.workflow(workflow_id)
         if workflow.task(upload.task_id).kind is not TaskKind.CODE:
@@ -228,7 +234,23 @@ class Orchestrator:
                 f"the langgraph task {upload.task_id}",
                 "only tasks of type 'code' are saved; add a langgraph task anew to change it",
             )
-        await parts.journal.append(parts.catalogue.save_task(workflow, upload, add_edges=add_edges))
+        writes = parts.catalogue.save_task(workflow, upload, add_edges=add_edges)
+        task = workflow.task(upload.task_id)
+        await parts.journal.append(writes)
+        warm_up = self._warm_up if task.scaling.warm_up is None else task.scaling.warm_up
+        if warm_up and task.code is not None and task.on_replicas:
+            await self._prepare(task)
+
+    async def _prepare(self, task: Task) -> None:
+        """Begins to make ready what the first attempt of a task would have to wait for."""
+        try:
+            await self._refresh_nodes()
+            self._check_placement(task.resources, f"task {task.name!r}")
+        except LatticeError as error:
+            # The task is saved; that no node can hold it (yet) is for its run to say.
+            _log.info("task %s is not warmed up: %s", task.task_id, error)
+            return
+        self._dispatcher.prepare(self._parts.nodes.define(task))
 
     async def add_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None:
         """Adds an explicit edge; one that is there stays."""
