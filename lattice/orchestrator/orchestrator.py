@@ -52,7 +52,7 @@ from lattice.workflow.events import Value
 from lattice.workflow.graph import Workflow
 from lattice.workflow.messages import iso_time
 from lattice.workflow.placement import check as check_placement
-from lattice.workflow.run import Run, RunStatus
+from lattice.workflow.run import Run, RunStatus, TaskState
 from lattice.workflow.task import Resources, Task, TaskKind
 
 _log = logging.getLogger(__name__)
@@ -361,16 +361,25 @@ class Orchestrator:
         return [_summary(record) for record in records]
 
     async def describe_run(self, run_id: RunId) -> dict[str, object]:
-        """A run and how far each of its tasks is. Raises RunNotFoundError."""
-        run = self._parts.runs.live(run_id)
-        progress = None if run is None else _progress(run)
+        """A run, how far each of its tasks is and what it waits for. Raises RunNotFoundError."""
+        progress = await self._live_progress(run_id)
         # What a live run has told may not be durable yet.
         await self._parts.journal.barrier()
         record = await self._record(run_id)
         if progress is None or record.finished is not None:
             run = await asyncio.to_thread(rebuild, self._store, record, with_values=False)
-            progress = _progress(run)
+            progress = _progress(run, {}, self._clock.now())
         return _summary(record) | progress
+
+    async def _live_progress(self, run_id: RunId) -> dict[str, object] | None:
+        """How far a live run is; None if it is not live. The engine is asked only if a task is queued."""
+        run = self._parts.runs.live(run_id)
+        if run is None:
+            return None
+        waiting: Mapping[TaskId, str] = {}
+        if any(progress.state is TaskState.QUEUED for progress in run.tasks.values()):
+            waiting = await self._dispatcher.waiting(run_id)
+        return _progress(run, waiting, self._clock.now())
 
     async def cancel_run(self, run_id: RunId) -> str:
         """Ends a run; its status, which is as it was for a run that had ended."""
@@ -543,8 +552,8 @@ class Orchestrator:
         return data
 
 
-def _progress(run: Run) -> dict[str, object]:
-    return {"last_seq": run.last_seq, "tasks": describe(run)}
+def _progress(run: Run, waiting: Mapping[TaskId, str], now: float) -> dict[str, object]:
+    return {"last_seq": run.last_seq, "tasks": describe(run, waiting, now)}
 
 
 def _summary(record: RunRecord) -> dict[str, object]:

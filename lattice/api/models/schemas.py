@@ -268,6 +268,18 @@ class TaskReport(_Model):
     started: str | None
     finished: str | None
     error: dict[str, Any] | None
+    timing: dict[str, float] | None = Field(
+        default=None,
+        description="Seconds of the last attempt that began: `queued` before it began, of that apart those "
+        "in which a replica was `starting` or its batch filled (`batching`), and, once it has ended, "
+        "`running`.",
+        examples=[{"queued": 0.012, "starting": 0.0, "batching": 0.05, "running": 1.5}],
+    )
+    waiting_for: str | None = Field(
+        default=None,
+        description="What a task that has not begun, or not again, waits for, for people.",
+        examples=["a free CPU: 2 asked, 0 of 4 free"],
+    )
 
 
 class RunReport(RunSummary):
