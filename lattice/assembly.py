@@ -72,6 +72,7 @@ def build_orchestrator(
         clock=SystemClock(),
         ids=RandomIds(),
         telemetry=telemetry or NoTelemetry(),
+        warm_up=settings.replica_warm_up,
         limits=Limits(
             max_tasks_per_workflow=settings.max_tasks_per_workflow,
             max_result_bytes=settings.max_result_bytes,

@@ -18,6 +18,7 @@ from lattice.workflow.events import (
     TaskSucceeded,
     Value,
 )
+from lattice.workflow.outline import Outline
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
 
@@ -426,18 +427,19 @@ class Once:
 
 @dataclass(frozen=True, slots=True)
 class CodeUpload:
-    """Code as a user sent it. `data` is opaque."""
+    """Code as a user sent it. `data` is opaque; `outline` tells what in it is a class."""
 
     form: CodeForm
     data: bytes
+    outline: Outline = field(default_factory=Outline)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskUpload:
     """What a user saves in a task: raw JSON documents, and code. `name` of None keeps the name.
 
-    `definition` may have the keys `task_input`, `task_output`, `resources`, `batch_config`, `retry`,
-    `timeout`, `runtime_env`, in the wire form of the API.
+    `definition` may have the keys `task_input`, `task_output`, `resources`, `batch_config`,
+    `autoscaling`, `retry`, `timeout`, `runtime_env`, in the wire form of the API.
     """
 
     task_id: TaskId

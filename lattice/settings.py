@@ -74,6 +74,11 @@ class LatticeSettings(BaseModel):
         gt=0,
         description="Seconds without calls after which the application of a task definition is removed.",
     )
+    replica_warm_up: bool = Field(
+        default=False,
+        description="Whether saving a task that runs on replicas starts one, so that its first call need "
+        "not wait for it; a task's `autoscaling.warm_up` wins.",
+    )
     max_replica_applications: int = Field(
         default=100,
         ge=1,

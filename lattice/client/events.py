@@ -35,26 +35,36 @@ class TaskEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class StartTask(TaskEvent):
-    """A task has begun, in a process on the node `node_id`."""
+    """A task has begun, in a process on the node `node_id`.
+
+    `waited`: seconds before that, `queued`, and apart from these those in which a replica was `starting`
+    and its batch filled (`batching`).
+    """
 
     node_id: str
     node_ip: str
+    waited: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class FinishTask(TaskEvent):
-    """A task has returned. `result` has each output: its value if it is small JSON, or a description."""
+    """A task has returned. `result` has each output: its value if it is small JSON, or a description.
+
+    `timing`: seconds of the last attempt, as in `StartTask.waited`, and those in which it was `running`.
+    """
 
     result: Mapping[str, Any]
+    timing: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskException(TaskEvent):
-    """A task has failed for good; `traceback` is the user's own."""
+    """A task has failed for good; `traceback` is the user's own. `timing` is as in `FinishTask`."""
 
     error_type: str
     message: str
     traceback: str = field(repr=False)
+    timing: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +108,14 @@ def parse(text: str | bytes, names: Mapping[str, str]) -> Event:
         "attempt": data.get("attempt", 1),
     }
     if kind == "start_task":
-        return StartTask(**common, node_id=data.get("node_id", ""), node_ip=data.get("node_ip", ""))
+        return StartTask(
+            **common,
+            node_id=data.get("node_id", ""),
+            node_ip=data.get("node_ip", ""),
+            waited=data.get("waited", {}),
+        )
     if kind == "finish_task":
-        return FinishTask(**common, result=data["result"])
+        return FinishTask(**common, result=data["result"], timing=data.get("timing", {}))
     if kind in ("task_exception", "task_retry"):
         error = data.get("error") or {}
         common |= {
@@ -109,6 +124,6 @@ def parse(text: str | bytes, names: Mapping[str, str]) -> Event:
             "traceback": error.get("traceback", ""),
         }
         if kind == "task_exception":
-            return TaskException(**common)
+            return TaskException(**common, timing=data.get("timing", {}))
         return TaskRetry(**common, reason=data.get("reason", ""))
     return TaskEvent(**common)

@@ -26,7 +26,8 @@ from lattice.client import stable
 from lattice.client.adapters import adapted
 from lattice.client.suggestions import did_you_mean
 from lattice.errors import InvalidRequestError
-from lattice.workflow.task import Task
+from lattice.ids import Digest
+from lattice.workflow.task import Code, CodeForm, Task, check_scaling
 
 #: The output that the value of a plain function is.
 RESULT = "result"
@@ -46,7 +47,7 @@ class Declaration:
         outputs: name and data type of each output.
         keywords: the code takes its inputs as keyword arguments, not as one dict.
         single: the code's value is its only output, not a dict of outputs.
-        needs: `resources`, `batch_config`, `retry`, `timeout`, `runtime_env` as far as given, in the
+        needs: `resources`, `batch_config`, `autoscaling`, `retry`, `timeout`, `runtime_env` as far as given, in the
             form of the API.
     """
 
@@ -91,6 +92,8 @@ def task(
     data_types: Mapping[str, str] | None = None,
     batch_size: int | None = None,
     batch_timeout: float | None = None,
+    max_concurrent_batches: int | None = None,
+    autoscaling: Mapping[str, Any] | None = None,
     retry: int | Mapping[str, float] | None = None,
     timeout: float | None = None,
     runtime_env: Mapping[str, Any] | None = None,
@@ -108,6 +111,8 @@ def task(
     data_types: Mapping[str, str] | None = None,
     batch_size: int | None = None,
     batch_timeout: float | None = None,
+    max_concurrent_batches: int | None = None,
+    autoscaling: Mapping[str, Any] | None = None,
     retry: int | Mapping[str, float] | None = None,
     timeout: float | None = None,
     runtime_env: Mapping[str, Any] | None = None,
@@ -123,6 +128,9 @@ def task(
         batch_size: the function takes a list of up to so many dicts and returns a list as long. It must
             tolerate being called again with a part of a list whose call failed.
         batch_timeout: seconds to wait for a batch to fill; 0 (the default) does not wait.
+        max_concurrent_batches: batches that a replica works on at a time, each in a thread; 1 by default.
+        autoscaling: `min_replicas`, `max_replicas`, `target_ongoing_requests`, `upscale_delay`,
+            `downscale_delay` (seconds) and `warm_up`, for tasks with a batch_size or a GPU and classes.
         retry: how many times to try, or `max_attempts`, `backoff` and `max_backoff` (seconds).
         timeout: longest attempt, in seconds.
         runtime_env: `env_vars` and `pip` packages that the code needs.
@@ -142,9 +150,10 @@ def task(
             data_types=data_types or {},
             needs=_needs(
                 name or _name(code),
+                isinstance(code, type),
                 resources,
-                batch_size,
-                batch_timeout,
+                _batch_config(batch_size, batch_timeout, max_concurrent_batches),
+                autoscaling,
                 retry,
                 timeout,
                 runtime_env,
@@ -189,27 +198,37 @@ def _name(code: object) -> str:
     return "task" if name == "<lambda>" else str(name)
 
 
+def _batch_config(
+    batch_size: int | None, batch_timeout: float | None, max_concurrent_batches: int | None
+) -> dict[str, Any] | None:
+    """How batches fill; None for a task without. Raises InvalidRequestError."""
+    more = {"batch_timeout": batch_timeout, "max_concurrent_batches": max_concurrent_batches}
+    given = {key: value for key, value in more.items() if value is not None}
+    if batch_size is None:
+        for key, value in given.items():
+            raise InvalidRequestError(
+                key, repr(value), "it goes with a batch_size, which is missing"
+            )
+        return None
+    return {"enabled": True, "batch_size": batch_size, "batch_timeout": 0.0} | given
+
+
 def _needs(
     name: str,
+    is_class: bool,
     resources: Mapping[str, float] | None,
-    batch_size: int | None,
-    batch_timeout: float | None,
+    batch_config: dict[str, Any] | None,
+    autoscaling: Mapping[str, Any] | None,
     retry: int | Mapping[str, float] | None,
     timeout: float | None,
     runtime_env: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What was given, in the form of the API. Raises InvalidRequestError where it makes no sense."""
     needs: dict[str, Any] = {}
-    if batch_size is not None:
-        needs["batch_config"] = {
-            "enabled": True,
-            "batch_size": batch_size,
-            "batch_timeout": 0.0 if batch_timeout is None else batch_timeout,
-        }
-    elif batch_timeout is not None:
-        raise InvalidRequestError(
-            "batch_timeout", repr(batch_timeout), "it goes with a batch_size, which is missing"
-        )
+    if batch_config is not None:
+        needs["batch_config"] = batch_config
+    if autoscaling is not None:
+        needs["autoscaling"] = dict(autoscaling)
     if resources is not None:
         needs["resources"] = dict(resources)
     if retry is not None:
@@ -218,7 +237,12 @@ def _needs(
         needs["timeout"] = timeout
     if runtime_env is not None:
         needs["runtime_env"] = dict(runtime_env)
-    Task.from_document({"task_id": "unnamed", "task_name": name, **needs})
+    code = Code(Digest("unknown"), CodeForm.PICKLE, name, is_class)
+    check_scaling(
+        Task.from_document(
+            {"task_id": "unnamed", "task_name": name, "code": code.document(), **needs}
+        )
+    )
     return needs
 
 

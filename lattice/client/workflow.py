@@ -149,7 +149,7 @@ class Workflow:
         )
 
     def _documents(self) -> list[SubmittedTask]:
-        pickled: dict[tuple[int, str], str] = {}
+        pickled: dict[tuple[int, str], tuple[str, bool]] = {}
         documents = []
         for task_id, task in self._tasks.items():
             bound = self._bound[task_id]
@@ -157,12 +157,16 @@ class Workflow:
             key = (id(task.code), repr(bound.groups))
             if key not in pickled:
                 payload = task.declaration.payload(task.code, bound.groups)
-                pickled[key] = pickling.text(pickling.dumps_code(payload))
+                code_ser = pickling.text(pickling.dumps_code(payload))
+                pickled[key] = code_ser, isinstance(payload, type)
+            code_ser, is_class = pickled[key]
             documents.append(
                 SubmittedTask(
                     task_id=task_id,
                     task_name=task.name,
-                    code_ser=pickled[key],
+                    code_ser=code_ser,
+                    # Left out for functions: services that are older do not know it.
+                    code_is_class=is_class or None,
                     task_input={
                         "input_params": {
                             str(number): parameter.document()

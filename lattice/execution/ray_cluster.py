@@ -6,7 +6,9 @@ import signal
 import socket
 
 import ray
+from ray._private.state import available_resources_per_node  # as `ray.util.state` has only totals
 
+from lattice.execution.shortage import Room
 from lattice.ids import NodeId
 from lattice.ports import EngineNode
 
@@ -49,6 +51,22 @@ def live_nodes() -> list[EngineNode]:
         )
         for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own gap
         if node["Alive"]
+    ]
+
+
+def rooms() -> list[Room]:
+    """The live nodes and what of them is free, as the head last heard. Blocks."""
+    free = available_resources_per_node()  # type: ignore[no-untyped-call]  # Ray's own gap
+    return [
+        Room(
+            node,
+            # What is used up is left out.
+            cpu=free[node.node_id].get("CPU", 0.0),
+            gpu=free[node.node_id].get("GPU", 0.0),
+            memory=free[node.node_id].get("memory", 0.0) / _MIB,
+        )
+        for node in live_nodes()
+        if node.node_id in free
     ]
 
 

@@ -32,6 +32,7 @@ from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunctions
 from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
+from lattice.execution.shortage import shortage
 from lattice.ids import Digest, RunId, TaskId
 from lattice.ports import Call, CallResult, Definition, EngineNode, Job, Report
 from lattice.workflow.events import (
@@ -49,6 +50,8 @@ _SLICE = 50
 _NODES_PERIOD = 2.0
 #: Seconds that closing waits for cancelled tasks to end.
 _CLOSE_WAIT = 5.0
+#: Seconds that a request for what tasks wait for waits for the engine.
+_ROOMS_WAIT = 2.0
 #: Values rendered at once. Rendering asks for no CPU, so that it does not wait behind tasks.
 _RENDERERS = 4
 _RENDER_SHAPE = Shape(cpus=0, memory=0, gpus=0, runtime_env="", excluded=frozenset())
@@ -285,10 +288,24 @@ class RayTaskDispatcher:
 
     async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
         """What submitted attempts of a run that have not begun wait for, for people."""
-        return {
-            taken.job.task_id: "a free worker"
+        attempts = [
+            taken
             for taken in self._attempts.values()
             if taken.job.run_id == run_id and not taken.started
+        ]
+        if not attempts:
+            return {}
+        try:
+            async with asyncio.timeout(_ROOMS_WAIT):
+                rooms = await asyncio.to_thread(ray_cluster.rooms)
+        except Exception:
+            _logger.warning("what is free in the cluster could not be listed", exc_info=True)
+            return {taken.job.task_id: "a free worker" for taken in attempts}
+        short = {shape: shortage(shape, rooms) for shape in {taken.shape for taken in attempts}}
+        return {
+            taken.job.task_id: short[taken.shape] or _waits_for(taken)
+            for taken in attempts
+            if not taken.started
         }
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
@@ -429,6 +446,17 @@ class RayTaskDispatcher:
 def _future(reference: ray.ObjectRef[Any]) -> asyncio.Future[Any]:
     future: Any = reference.future()
     return asyncio.wrap_future(future)
+
+
+def _waits_for(taken: _Attempt) -> str:
+    """What an attempt for which there is room waits for."""
+    if taken.code is None:
+        return "its code, which is being read"
+    if taken.report is None:
+        return "tasks of other runs that are before it"
+    if taken.shape.runtime_env:
+        return "a worker process, with what its runtime_env asks for"
+    return "a worker process"
 
 
 def _kill(reference: Frame) -> None:

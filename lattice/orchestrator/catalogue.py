@@ -31,7 +31,7 @@ from lattice.ports import (
 )
 from lattice.workflow import checks
 from lattice.workflow.graph import Workflow
-from lattice.workflow.task import Code, CodeForm, Task, TaskKind
+from lattice.workflow.task import Code, CodeForm, Task, TaskKind, check_scaling
 
 #: How many workflows are kept in memory; the others are read again when they are needed.
 _KEPT = 1_000
@@ -180,7 +180,8 @@ def _code(upload: CodeUpload, name: str) -> tuple[Code, PutBlob]:
         field = "code_str" if upload.form is CodeForm.SOURCE else "code_ser"
         raise InvalidRequestError(field, "nothing", "the code of a function or class is needed")
     digest = Digest(hashlib.sha256(upload.data).hexdigest())
-    return Code(digest, upload.form, name), PutBlob(digest, upload.data)
+    is_class = upload.outline.picks_class(name)
+    return Code(digest, upload.form, name, is_class), PutBlob(digest, upload.data)
 
 
 def _task(
@@ -191,9 +192,11 @@ def _task(
         "task_id": task_id,
         "task_name": name,
         "task_type": kind.value,
-        "code": code and {"digest": code.digest, "form": code.form.value, "name": code.name},
+        "code": code and code.document(),
     }
-    return Task.from_document(document)
+    task = Task.from_document(document)
+    check_scaling(task)
+    return task
 
 
 def _put(workflow: Workflow, task: Task) -> PutTask:

@@ -52,8 +52,8 @@ from lattice.workflow.events import Value
 from lattice.workflow.graph import Workflow
 from lattice.workflow.messages import iso_time
 from lattice.workflow.placement import check as check_placement
-from lattice.workflow.run import Run, RunStatus
-from lattice.workflow.task import Resources, TaskKind
+from lattice.workflow.run import Run, RunStatus, TaskState
+from lattice.workflow.task import Resources, Task, TaskKind
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,8 @@ class Orchestrator:
         ids: IdSource,
         telemetry: Telemetry,
         limits: Limits,
+        *,
+        warm_up: bool = False,
     ) -> None:
         self._store = store
         self._storage = storage
@@ -102,6 +104,7 @@ class Orchestrator:
         self._ids = ids
         self._telemetry = telemetry
         self._limits = limits
+        self._warm_up = warm_up
         self._lease: int | None = None
         self._started: _Parts | None = None
         self._closed = False
@@ -219,7 +222,10 @@ class Orchestrator:
     async def save_task(
         self, workflow_id: WorkflowId, upload: TaskUpload, *, add_edges: bool
     ) -> None:
-        """Saves a task's code, parameters and needs; `add_edges` makes references explicit edges."""
+        """Saves a task's code, parameters and needs; `add_edges` makes references explicit edges.
+
+        A task that runs on replicas is got ready for its first run where it or the settings say so.
+        """
         parts = self._parts
         workflow = await parts.catalogue.workflow(workflow_id)
         if workflow.task(upload.task_id).kind is not TaskKind.CODE:
@@ -228,7 +234,23 @@ class Orchestrator:
                 f"the langgraph task {upload.task_id}",
                 "only tasks of type 'code' are saved; add a langgraph task anew to change it",
             )
-        await parts.journal.append(parts.catalogue.save_task(workflow, upload, add_edges=add_edges))
+        writes = parts.catalogue.save_task(workflow, upload, add_edges=add_edges)
+        task = workflow.task(upload.task_id)
+        await parts.journal.append(writes)
+        warm_up = self._warm_up if task.scaling.warm_up is None else task.scaling.warm_up
+        if warm_up and task.code is not None and task.on_replicas:
+            await self._prepare(task)
+
+    async def _prepare(self, task: Task) -> None:
+        """Begins to make ready what the first attempt of a task would have to wait for."""
+        try:
+            await self._refresh_nodes()
+            self._check_placement(task.resources, f"task {task.name!r}")
+        except LatticeError as error:
+            # The task is saved; that no node can hold it (yet) is for its run to say.
+            _log.info("task %s is not warmed up: %s", task.task_id, error)
+            return
+        self._dispatcher.prepare(self._parts.nodes.define(task))
 
     async def add_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None:
         """Adds an explicit edge; one that is there stays."""
@@ -339,16 +361,25 @@ class Orchestrator:
         return [_summary(record) for record in records]
 
     async def describe_run(self, run_id: RunId) -> dict[str, object]:
-        """A run and how far each of its tasks is. Raises RunNotFoundError."""
-        run = self._parts.runs.live(run_id)
-        progress = None if run is None else _progress(run)
+        """A run, how far each of its tasks is and what it waits for. Raises RunNotFoundError."""
+        progress = await self._live_progress(run_id)
         # What a live run has told may not be durable yet.
         await self._parts.journal.barrier()
         record = await self._record(run_id)
         if progress is None or record.finished is not None:
             run = await asyncio.to_thread(rebuild, self._store, record, with_values=False)
-            progress = _progress(run)
+            progress = _progress(run, {}, self._clock.now())
         return _summary(record) | progress
+
+    async def _live_progress(self, run_id: RunId) -> dict[str, object] | None:
+        """How far a live run is; None if it is not live. The engine is asked only if a task is queued."""
+        run = self._parts.runs.live(run_id)
+        if run is None:
+            return None
+        waiting: Mapping[TaskId, str] = {}
+        if any(progress.state is TaskState.QUEUED for progress in run.tasks.values()):
+            waiting = await self._dispatcher.waiting(run_id)
+        return _progress(run, waiting, self._clock.now())
 
     async def cancel_run(self, run_id: RunId) -> str:
         """Ends a run; its status, which is as it was for a run that had ended."""
@@ -521,8 +552,8 @@ class Orchestrator:
         return data
 
 
-def _progress(run: Run) -> dict[str, object]:
-    return {"last_seq": run.last_seq, "tasks": describe(run)}
+def _progress(run: Run, waiting: Mapping[TaskId, str], now: float) -> dict[str, object]:
+    return {"last_seq": run.last_seq, "tasks": describe(run, waiting, now)}
 
 
 def _summary(record: RunRecord) -> dict[str, object]:

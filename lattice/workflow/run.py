@@ -61,7 +61,7 @@ from lattice.workflow.events import (
     Value,
 )
 from lattice.workflow.graph import Graph
-from lattice.workflow.messages import Message, MessageType, iso_time
+from lattice.workflow.messages import Message, MessageType, iso_time, seconds
 
 #: How often an attempt may die with its process or node before the task has failed.
 LOST_ATTEMPTS = 3
@@ -148,6 +148,8 @@ class TaskProgress:
         failures, losses: how many attempts failed by their own code, and died with their process.
         started, finished: times of the last `start_task` and of the end, ISO 8601.
         retry_at: when the next attempt is due, in seconds since the epoch, while BACKING_OFF.
+        queued_at: when the attempt was handed to the engine, in seconds since the epoch; not told.
+        timing: where the time of the last attempt that began went, as `start_task` told and then its end.
         error: why the last attempt failed.
         story: the causes of all changes of state, oldest first.
     """
@@ -161,6 +163,8 @@ class TaskProgress:
     started: str | None = None
     finished: str | None = None
     retry_at: float = 0.0
+    queued_at: float = field(default=0.0, compare=False)
+    timing: Mapping[str, object] | None = None
     error: Mapping[str, object] | None = None
     story: list[str] = field(default_factory=list)
 
@@ -211,7 +215,7 @@ class Run:
             return []
         match event:
             case RunRequested():
-                self._execute_ready()
+                self._execute_ready(event.at)
                 self._finish_if_done(event.at)
             case TaskStarted():
                 if self._is_current(event.task_id, event.attempt, "TaskStarted"):
@@ -260,6 +264,7 @@ class Run:
         where: dict[str, object] = {"node_ip": placement.node_ip, "node_id": placement.node_id}
         if placement.replica is not None:
             where |= {"replica": placement.replica, "batch_size": placement.batch_size}
+        where["waited"] = _waited(self.tasks[task_id].queued_at, placement)
         self._tell(MessageType.START_TASK, task_id, placement.at, where)
         timeout = self.graph.tasks[task_id].timeout
         if timeout is not None:
@@ -272,10 +277,10 @@ class Run:
             MessageType.FINISH_TASK,
             event.task_id,
             event.at,
-            {"result": event.result},
+            {"result": event.result, "timing": self._timing(event.task_id, event.at)},
             event.values,
         )
-        self._execute_ready(self.graph.downstream[event.task_id])
+        self._execute_ready(event.at, self.graph.downstream[event.task_id])
         self._finish_if_done(event.at)
 
     def _failed(self, task_id: TaskId, error: ErrorInfo, reason: _RetryReason, at: float) -> None:
@@ -293,9 +298,23 @@ class Run:
                 MessageType.TASK_EXCEPTION,
                 task_id,
                 at,
-                {"result": error.message, "error": _document(error)},
+                {
+                    "result": error.message,
+                    "error": _document(error),
+                    "timing": self._timing(task_id, at),
+                },
             )
             self._finish_if_done(at)
+
+    def _timing(self, task_id: TaskId, at: float) -> dict[str, object]:
+        """Where the time of the current attempt went, which ends at `at`."""
+        progress = self.tasks[task_id]
+        if progress.state is TaskState.QUEUED:  # It never began.
+            waited = max(0.0, at - progress.queued_at)
+            return {"queued": round(waited, 3), "starting": 0.0, "batching": 0.0, "running": 0.0}
+        assert progress.started is not None
+        ran = max(0.0, at - seconds(progress.started))
+        return {**(progress.timing or {}), "running": round(ran, 3)}
 
     def _retry(
         self, task_id: TaskId, error: ErrorInfo, reason: _RetryReason, delay: float, at: float
@@ -315,14 +334,14 @@ class Run:
             attempt = self.tasks[task_id].attempt
             self._commands.append(ArmTimer(task_id, attempt, TimerKind.RETRY, delay))
         else:
-            self._execute(task_id)
+            self._execute(task_id, at)
 
     def _timer_fired(self, event: TimerFired) -> None:
         progress = self.tasks[event.task_id]
         if event.attempt != progress.attempt:
             return
         if event.kind is TimerKind.RETRY and progress.state is TaskState.BACKING_OFF:
-            self._execute(event.task_id)
+            self._execute(event.task_id, event.at)
         elif event.kind is TimerKind.TIMEOUT and progress.state is TaskState.RUNNING:
             timeout = self.graph.tasks[event.task_id].timeout
             error = ErrorInfo(
@@ -345,17 +364,18 @@ class Run:
             elif progress.state is TaskState.BACKING_OFF:
                 delay = max(0.0, progress.retry_at - at)
                 self._commands.append(ArmTimer(task_id, progress.attempt, TimerKind.RETRY, delay))
-        self._execute_ready()
+        self._execute_ready(at)
         self._finish_if_done(at)
 
-    def _execute_ready(self, candidates: Iterable[TaskId] | None = None) -> None:
+    def _execute_ready(self, at: float, candidates: Iterable[TaskId] | None = None) -> None:
         for task_id in self.graph.tasks if candidates is None else candidates:
             progress = self.tasks[task_id]
             if progress.state is TaskState.WAITING and progress.missing == 0:
-                self._execute(task_id)
+                self._execute(task_id, at)
 
-    def _execute(self, task_id: TaskId) -> None:
+    def _execute(self, task_id: TaskId, at: float) -> None:
         self._queue(task_id)
+        self.tasks[task_id].queued_at = at
         self._commands.append(Execute(task_id, self.tasks[task_id].attempt))
 
     def _finish_if_done(self, at: float) -> None:
@@ -407,6 +427,7 @@ class Run:
         data = message.data
         if message.type is MessageType.START_TASK:
             progress.started = str(data["time"])
+            progress.timing = _told_timing(data, "waited")
             return
         error = data.get("error")
         progress.error = error if isinstance(error, Mapping) else None
@@ -416,6 +437,7 @@ class Run:
             progress.retry_at = float(str(data["retry_at"]))
             return
         progress.finished = str(data["time"])
+        progress.timing = _told_timing(data, "timing")
         if message.type is MessageType.FINISH_TASK:
             if progress.consumers:
                 self.values[task_id] = message.values
@@ -455,6 +477,23 @@ class Run:
                 if feeding.consumers == 0 and feeding.state is TaskState.SUCCEEDED:
                     self.values.pop(source, None)
                     self._commands.append(Release(source))
+
+
+def _waited(queued_at: float, placement: Placement) -> dict[str, object]:
+    """Seconds from the hand-over of an attempt to its start, by what they were for."""
+    starting, batching = placement.starting, placement.batching
+    # The clocks of two machines may differ.
+    queued = max(0.0, placement.at - queued_at - starting - batching)
+    return {
+        "queued": round(queued, 3),
+        "starting": round(starting, 3),
+        "batching": round(batching, 3),
+    }
+
+
+def _told_timing(data: Mapping[str, object], key: str) -> Mapping[str, object] | None:
+    told = data.get(key)  # logs of older versions tell none
+    return told if isinstance(told, Mapping) else None
 
 
 def _document(error: ErrorInfo) -> dict[str, object]:

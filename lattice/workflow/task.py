@@ -50,6 +50,15 @@ class Code:
     name: str
     is_class: bool = False
 
+    def document(self) -> dict[str, object]:
+        """The stored form."""
+        return {
+            "digest": self.digest,
+            "form": self.form.value,
+            "name": self.name,
+            "is_class": self.is_class,
+        }
+
 
 def _exact(value: float) -> int | float:
     return int(value) if value.is_integer() else value
@@ -247,19 +256,20 @@ class Task:
         """The declared output keys, in order."""
         return tuple(output.key for output in self.outputs)
 
+    @property
+    def on_replicas(self) -> bool:
+        """Whether it runs on replicas of its own: batched, on a GPU, or a class."""
+        needs = self.resources
+        is_class = self.code is not None and self.code.is_class
+        return self.batch.enabled or needs.gpu > 0 or needs.gpu_mem > 0 or is_class
+
     def document(self) -> dict[str, object]:
         """A JSON document from which `from_document` makes the same task."""
         return {
             "task_id": self.task_id,
             "task_name": self.name,
             "task_type": self.kind.value,
-            "code": self.code
-            and {
-                "digest": self.code.digest,
-                "form": self.code.form.value,
-                "name": self.code.name,
-                "is_class": self.code.is_class,
-            },
+            "code": self.code and self.code.document(),
             "task_input": inputs_document(self.inputs),
             "task_output": outputs_document(self.outputs),
             "resources": self.resources.document(),
@@ -295,6 +305,16 @@ class Task:
             retry=RetryPolicy.parse(document.get("retry")),
             timeout=parse_timeout(document.get("timeout")),
             runtime_env=_runtime_env(document.get("runtime_env"), "runtime_env"),
+        )
+
+
+def check_scaling(task: Task) -> None:
+    """Raises InvalidRequestError for bounds on the replicas of a task that has code and no replicas."""
+    if task.scaling != Scaling() and task.code is not None and not task.on_replicas:
+        raise InvalidRequestError(
+            "autoscaling",
+            f"{checks.shown(task.scaling.document())} for the task {task.name!r}, which has no replicas",
+            "only batched tasks, tasks with gpu or gpu_mem, and classes have replicas; leave it out",
         )
 
 

@@ -542,6 +542,40 @@ async def test_what_waits_for_a_resource_does_not_hold_up_the_rest(bench: Bench)
 
 
 @tasks_only
+async def test_what_tasks_wait_for_is_told(bench: Bench, tmp_path: Path) -> None:
+    """A free CPU while all are busy; nothing of tasks that have begun, nor of other runs."""
+    gate = tmp_path / "gate"
+
+    def hold(params: Params) -> None:
+        while not gate.exists():
+            time.sleep(0.02)
+
+    holding = [bench.job(hold, f"hold{number}", timed=True) for number in range(2)]
+    for job in holding:
+        bench.dispatcher.submit(job)
+    for job in holding:
+        await bench.started(job)
+    wide = bench.job(lambda p: None, "wide", resources=Resources(cpu=2))
+    light = bench.job(lambda p: None, "light", resources=Resources(cpu=0, cpu_mem=10**9))
+    for job in (wide, light):
+        bench.dispatcher.submit(job)
+    async with asyncio.timeout(LONG):
+        # The engine tells the head a moment later what is in use, and nobody when.
+        while (  # noqa: ASYNC110
+            "2 asked" not in (waiting := await bench.dispatcher.waiting(wide.run_id))["wide"]
+        ):
+            await asyncio.sleep(0.1)
+    assert waiting["wide"] == "a free CPU: 2 asked, 0 of 2 free"
+    assert waiting["light"].startswith("a larger node: memory: 1000000000 MiB asked, ")
+    assert set(waiting) == {"wide", "light"}
+    assert await bench.dispatcher.waiting(RunId("other")) == {}
+    bench.dispatcher.cancel(light.run_id, light.task_id, 1)
+    gate.touch()
+    await bench.end(wide)
+    assert await bench.dispatcher.waiting(wide.run_id) == {}
+
+
+@tasks_only
 async def test_released_values_leave_memory(bench: Bench) -> None:
     """References are dropped when nobody needs them."""
     dispatcher = bench.dispatcher

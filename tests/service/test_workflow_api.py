@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 import uuid
 from typing import Any
 
@@ -210,14 +211,18 @@ def test_run_workflow_refuses_what_cannot_run(rest: Rest) -> None:
     assert rest.refused("/run_workflow", {"workflow_id": workflow_id})[0] == 400
     for resources, words in (
         ({"cpu": 10_000}, "cpu 10000 asked"),
-        ({"gpu": 4}, "gpu 4 asked"),
+        ({"gpu": 3}, "gpu 3 asked"),
         ({"gpu_mem": 8192}, "no registered worker"),
     ):
         workflow_id = rest.workflow()
         rest.task(workflow_id, "a", GOOD, resources=resources)
+        began = time.monotonic()
         status, detail = rest.refused("/run_workflow", {"workflow_id": workflow_id})
-        assert status == 400
-        assert words in detail
+        assert (status, words in detail) == (400, True), detail
+        whole = submission(submitted("a", resources=resources))
+        status, detail = rest.refused("/submit_workflow", whole)
+        assert (status, words in detail) == (400, True), detail
+        assert time.monotonic() - began < 5
 
 
 def submission(*tasks: dict[str, Any], edges: object = ()) -> dict[str, Any]:

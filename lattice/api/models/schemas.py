@@ -65,6 +65,37 @@ class AddTaskResponse(StatusResponse):
     task_id: str
 
 
+class Autoscaling(BaseModel):
+    """Bounds and delays of a task's replicas. What is left out is as the service's settings say."""
+
+    model_config = ConfigDict(
+        # Unknown keys get as far as the domain, which refuses them with those that are allowed.
+        extra="allow",
+        strict=True,
+        json_schema_extra={
+            "additionalProperties": False,
+            "examples": [{"min_replicas": 0, "max_replicas": 2, "warm_up": True}],
+        },
+    )
+
+    min_replicas: int | None = Field(
+        default=None, description="Replicas that stay when there are no calls."
+    )
+    max_replicas: int | None = Field(default=None, description="Most replicas.")
+    target_ongoing_requests: float | None = Field(
+        default=None, description="Calls, waiting and running, for which one replica is enough."
+    )
+    upscale_delay: float | None = Field(
+        default=None, description="Seconds that more calls must last before a replica is added."
+    )
+    downscale_delay: float | None = Field(
+        default=None, description="Seconds that fewer calls must last before a replica is ended."
+    )
+    warm_up: bool | None = Field(
+        default=None, description="Whether a replica is started when the task is saved."
+    )
+
+
 class TaskDefinition(_Model):
     """What a task does, takes, returns and needs. `code_ser` wins where both codes are given."""
 
@@ -98,6 +129,12 @@ class TaskDefinition(_Model):
         default=None, description="A function or class pickled with cloudpickle, in base64."
     )
     serialized_code: Base64 | None = Field(default=None, description="Another name for `code_ser`.")
+    code_is_class: bool | None = Field(
+        default=None,
+        description="Whether the pickle is a class, which is constructed once in each of its replicas. The "
+        "service does not look into pickles; of source it finds out by itself.",
+        examples=[None],
+    )
     resources: dict[str, Any] | None = Field(
         default=None,
         description="`cpu` and `gpu` may be fractions; `cpu_mem` and `gpu_mem` are in MiB.",
@@ -106,8 +143,16 @@ class TaskDefinition(_Model):
     batch_config: dict[str, Any] | None = Field(
         default=None,
         description="`enabled`, `batch_size`, and `batch_timeout` in seconds: the code then takes a list "
-        "of calls and returns a list as long.",
-        examples=[{"enabled": False, "batch_size": 10, "batch_timeout": 1.0}],
+        "of calls and returns a list as long. `max_concurrent_batches` lists, 1 by default, are worked on "
+        "at a time by each replica, each in a thread of its own.",
+        examples=[
+            {
+                "enabled": False,
+                "batch_size": 10,
+                "batch_timeout": 1.0,
+                "max_concurrent_batches": 1,
+            }
+        ],
     )
     retry: dict[str, Any] | None = Field(
         default=None,
@@ -122,8 +167,10 @@ class TaskDefinition(_Model):
         description="`env_vars` and `pip` packages that the code needs.",
         examples=[{}],
     )
-    autoscaling: dict[str, Any] | None = Field(
-        default=None, description="Not available yet; refused when given.", examples=[None]
+    autoscaling: Autoscaling | None = Field(
+        default=None,
+        description="For tasks that have replicas: batched, with `gpu` or `gpu_mem`, or a class.",
+        examples=[None],
     )
 
 
@@ -221,6 +268,18 @@ class TaskReport(_Model):
     started: str | None
     finished: str | None
     error: dict[str, Any] | None
+    timing: dict[str, float] | None = Field(
+        default=None,
+        description="Seconds of the last attempt that began: `queued` before it began, of that apart those "
+        "in which a replica was `starting` or its batch filled (`batching`), and, once it has ended, "
+        "`running`.",
+        examples=[{"queued": 0.012, "starting": 0.0, "batching": 0.05, "running": 1.5}],
+    )
+    waiting_for: str | None = Field(
+        default=None,
+        description="What a task that has not begun, or not again, waits for, for people.",
+        examples=["a free CPU: 2 asked, 0 of 4 free"],
+    )
 
 
 class RunReport(RunSummary):

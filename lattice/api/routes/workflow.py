@@ -34,7 +34,7 @@ from lattice.api.models.schemas import (
 )
 from lattice.api.requests import JSONRoute
 from lattice.api.streams import send_over_websocket
-from lattice.api.uploads import task_upload
+from lattice.api.uploads import task_upload, task_uploads
 from lattice.ids import RunId, TaskId, WorkflowId
 
 __all__ = ["get_orchestrator", "router", "set_orchestrator"]
@@ -60,14 +60,16 @@ async def add_task(request: AddTaskRequest, service: Service, once: Idempotency)
 @router.post("/save_task", responses=refusals(400, 404))
 async def save_task(request: SaveTaskRequest, service: Service) -> SaveTaskResponse:
     """Saves what a task does, takes, returns and needs. Without code, the code it has stays."""
-    await service.save_task(WorkflowId(request.workflow_id), task_upload(request), add_edges=False)
+    upload = await task_upload(request)
+    await service.save_task(WorkflowId(request.workflow_id), upload, add_edges=False)
     return SaveTaskResponse()
 
 
 @router.post("/save_task_and_add_edge", responses=refusals(400, 404))
 async def save_task_and_add_edge(request: SaveTaskRequest, service: Service) -> SaveTaskResponse:
     """Saves a task and adds an edge from each task that its input refers to."""
-    await service.save_task(WorkflowId(request.workflow_id), task_upload(request), add_edges=True)
+    upload = await task_upload(request)
+    await service.save_task(WorkflowId(request.workflow_id), upload, add_edges=True)
     return SaveTaskResponse()
 
 
@@ -124,7 +126,7 @@ async def submit_workflow(
     request: SubmitWorkflowRequest, service: Service, once: Idempotency
 ) -> SubmitWorkflowResponse:
     """Makes a whole workflow and starts a run of it, all or nothing."""
-    uploads = [task_upload(task, f"tasks[{place}].") for place, task in enumerate(request.tasks)]
+    uploads = await task_uploads(request.tasks)
     edges = [(TaskId(source), TaskId(target)) for source, target in request.edges]
     workflow_id, run_id = await service.submit_workflow(uploads, edges, once)
     return SubmitWorkflowResponse(workflow_id=workflow_id, run_id=run_id)

@@ -14,6 +14,7 @@ from lattice.api.requests import MAX_DEPTH
 from lattice.api.server import create_app
 from lattice.ports import CodeUpload, TaskUpload
 from lattice.settings import LatticeSettings
+from lattice.workflow.outline import Outline
 from lattice.workflow.task import CodeForm
 from tests.unit.api.scripted import ScriptedService
 from tests.unit.api.served import served
@@ -103,6 +104,10 @@ async def test_a_bad_parameter_is_422(client: httpx.AsyncClient, query: str) -> 
 
 # -- code --------------------------------------------------------------------------------------
 
+CLASS = Outline(last_is_class=True)
+SOURCE_CLASS = CodeUpload(
+    CodeForm.SOURCE, b"class A: ...", Outline(frozenset({"A"}), last_is_class=True)
+)
 SAVED: dict[str, Any] = {"workflow_id": "w", "task_id": "t", "task_input": {}, "task_output": {}}
 
 
@@ -117,8 +122,17 @@ SAVED: dict[str, Any] = {"workflow_id": "w", "task_id": "t", "task_input": {}, "
         ({"serialized_code": PICKLE, "code_str": "x"}, CodeUpload(CodeForm.PICKLE, b"\x80code")),
         ({"code_ser": "AAAA", "serialized_code": PICKLE}, CodeUpload(CodeForm.PICKLE, b"\0\0\0")),
         ({"code_ser": None, "serialized_code": PICKLE}, CodeUpload(CodeForm.PICKLE, b"\x80code")),
+        (
+            {"code_ser": PICKLE, "code_is_class": True},
+            CodeUpload(CodeForm.PICKLE, b"\x80code", CLASS),
+        ),
+        ({"code_str": "class A: ...", "code_is_class": False}, SOURCE_CLASS),
+        (
+            {"code_str": "def f(p): ...", "code_is_class": True},
+            CodeUpload(CodeForm.SOURCE, b"def f(p): ..."),
+        ),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 @pytest.mark.parametrize("add_edges", [False, True])
 async def test_pickled_code_wins_over_source(
@@ -142,12 +156,13 @@ async def test_a_definition_is_handed_on_as_it_is(
         "task_input": {"input_params": {}},
         "task_output": {"output_params": {}},
         "resources": {"cpu": 0.5},
-        "batch_config": {"enabled": True},
+        "batch_config": {"enabled": True, "max_concurrent_batches": 2},
+        "autoscaling": {"max_replicas": 2, "upscale_delay": 1, "warm_up": False},
         "retry": {"max_attempts": 2},
         "timeout": 1.5,
         "runtime_env": {"pip": []},
     }
-    body = SAVED | definition | {"task_name": "n", "unknown": 1, "autoscaling": None}
+    body = SAVED | definition | {"task_name": "n", "unknown": 1}
     assert (await client.post("/save_task", json=body)).status_code == 200
     upload = service.calls[0][2]
     assert isinstance(upload, TaskUpload)
@@ -164,9 +179,8 @@ async def test_a_definition_is_handed_on_as_it_is(
         ({"code_ser": ""}, "code_ser: found no code"),
         ({"serialized_code": "?"}, "serialized_code: found '?'"),
         ({"code_str": " \n"}, "code_str: found no code"),
-        ({"autoscaling": {}}, "autoscaling: found {} (dict); not available in this version"),
     ],
-    ids=range(8),
+    ids=range(7),
 )
 async def test_code_that_makes_no_sense_is_400(
     client: httpx.AsyncClient, service: ScriptedService, fields: dict[str, str], words: str
@@ -179,6 +193,44 @@ async def test_code_that_makes_no_sense_is_400(
     assert answer.status_code == 400
     assert answer.json()["detail"].startswith(f"tasks[1].{words}")
     assert service.calls == []
+
+
+@pytest.mark.parametrize(
+    ("autoscaling", "words"),
+    [
+        ({"max_replicas": "2"}, "autoscaling.max_replicas: "),
+        ({"warm_up": 1}, "autoscaling.warm_up: "),
+        ([], "autoscaling: "),
+    ],
+)
+async def test_autoscaling_of_a_wrong_form_is_422(
+    client: httpx.AsyncClient, service: ScriptedService, autoscaling: object, words: str
+) -> None:
+    """The field is named."""
+    answer = await client.post("/save_task", json=SAVED | {"autoscaling": autoscaling})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith(words)
+    assert service.calls == []
+
+
+async def test_unknown_keys_of_autoscaling_are_handed_on(
+    client: httpx.AsyncClient, service: ScriptedService
+) -> None:
+    """The domain refuses them and says which are allowed; here nothing may get lost."""
+    await client.post("/save_task", json=SAVED | {"autoscaling": {"replicas": 2}})
+    assert service.calls[0][2].definition["autoscaling"] == {"replicas": 2}
+
+
+async def test_the_outline_of_a_long_source_is_made_in_a_thread(
+    client: httpx.AsyncClient, service: ScriptedService
+) -> None:
+    """With the same result; and a source that many tasks share is looked at once."""
+    text = "x = 1\n" * 5000 + "class A: ...\n"
+    task = {"task_name": "n", "task_input": {}, "task_output": {}, "code_str": text}
+    body = {"tasks": [task | {"task_id": "a"}, task | {"task_id": "b", "task_name": "x"}]}
+    assert (await client.post("/submit_workflow", json=body)).status_code == 200
+    uploads = service.calls[0][1]
+    assert [upload.code.outline.picks_class(upload.name) for upload in uploads] == [True, False]
 
 
 # -- the limit ---------------------------------------------------------------------------------

@@ -74,6 +74,29 @@ def test_the_form_with_batches() -> None:
     assert declaration.payload(double, {}) is double
 
 
+def test_autoscaling_of_what_has_replicas() -> None:
+    """A batched function, one on a GPU, and a class may say how their replicas scale."""
+    scaling = {"max_replicas": 2, "warm_up": True}
+
+    @task(inputs=["n"], outputs=["m"], batch_size=4, max_concurrent_batches=2, autoscaling=scaling)
+    def double(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return batch
+
+    @task(resources={"gpu": 0.5}, autoscaling=scaling)
+    def embed(text: str) -> str:
+        return text
+
+    @task(autoscaling=scaling)
+    class Model:
+        def __call__(self, text: str) -> str:
+            return text
+
+    needs = declaration_of(double).needs
+    assert needs["batch_config"]["max_concurrent_batches"] == 2
+    for code in (double, embed, Model):
+        assert declaration_of(code).needs["autoscaling"] == scaling
+
+
 def test_the_typed_form() -> None:
     """Parameters are inputs, those with a default may be left out, the value is the output."""
 
@@ -303,6 +326,11 @@ def test_what_cannot_be_called_is_refused(declare: Callable[[], object], words: 
         ({"resources": {"gpu": 1.5}}, "resources.gpu"),
         ({"batch_size": 0}, "batch_config.batch_size"),
         ({"batch_timeout": 1.0}, "batch_timeout.*batch_size, which is missing"),
+        ({"max_concurrent_batches": 2}, "max_concurrent_batches.*batch_size, which is missing"),
+        ({"batch_size": 2, "max_concurrent_batches": 0}, "batch_config.max_concurrent_batches"),
+        ({"batch_size": 2, "autoscaling": {"replicas": 1}}, "autoscaling.replicas.*an unknown key"),
+        ({"batch_size": 2, "autoscaling": {"max_replicas": 0}}, "autoscaling.max_replicas"),
+        ({"autoscaling": {"warm_up": True}}, "autoscaling.*'f', which has no replicas"),
         ({"retry": 0}, "retry.max_attempts"),
         ({"timeout": -1}, "timeout"),
         ({"runtime_env": {"conda": []}}, "runtime_env.conda"),

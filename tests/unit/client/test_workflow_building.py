@@ -192,6 +192,23 @@ def test_lists_of_outputs_are_sent_item_by_item(workflow: Workflow, fake: FakeSe
     assert code({"parts.0": "bc", "parts.1": "X", "parts.2": "end"}) == {"result": "bcXend"}
 
 
+def test_classes_are_said_to_be_classes(workflow: Workflow, fake: FakeService) -> None:
+    """As the service does not look into pickles; with how their replicas are to scale."""
+
+    @task(autoscaling={"max_replicas": 2})
+    class Model:
+        def __call__(self, text: str) -> str:
+            return text
+
+    workflow.add_task(Model, {"text": "a"})
+    workflow.add_task(upper, {"text": "a"})
+    workflow.run()
+    model, function = fake.bodies("/submit_workflow")[0]["tasks"]
+    assert model["code_is_class"] is True
+    assert model["autoscaling"] == {"max_replicas": 2}
+    assert "code_is_class" not in function
+
+
 def test_an_unchanged_workflow_is_run_by_its_id(workflow: Workflow, fake: FakeService) -> None:
     """And sent whole again when something has changed."""
     workflow.add_task(upper, {"text": "a"})

@@ -28,11 +28,14 @@ class World:
     dispatcher: HeldDispatcher
     orchestrator: Orchestrator
     ids: CountedIds
+    warm_up: bool = False
 
     async def restart(self) -> None:
         """A new orchestrator takes over, as after a kill: the old one is not told."""
         self.dispatcher = HeldDispatcher(self.clock, self.dispatcher.engine)
-        self.orchestrator = make(self.store, self.clock, self.dispatcher, self.ids)
+        self.orchestrator = make(
+            self.store, self.clock, self.dispatcher, self.ids, warm_up=self.warm_up
+        )
         await self.orchestrator.start_monitor()
 
     async def workflow(self, *names: str, edges: str = "") -> WorkflowId:
@@ -65,7 +68,14 @@ def upload(name: str, **definition: object) -> TaskUpload:
 
 
 def make(
-    store: MemoryStore, clock: FakeClock, dispatcher: HeldDispatcher, ids: CountedIds
+    store: MemoryStore,
+    clock: FakeClock,
+    dispatcher: HeldDispatcher,
+    ids: CountedIds,
+    *,
+    warm_up: bool = False,
 ) -> Orchestrator:
     limits = Limits(max_tasks_per_workflow=50, max_result_bytes=1000, call_timeout=5)
-    return Orchestrator(store, NoStorage(), dispatcher, clock, ids, NoCount(), limits)
+    return Orchestrator(
+        store, NoStorage(), dispatcher, clock, ids, NoCount(), limits, warm_up=warm_up
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -159,11 +160,68 @@ def test_messages_carry_what_the_specification_shows() -> None:
         "attempt": 1,
         "node_ip": "127.0.0.1",
         "node_id": "node",
+        "waited": {"queued": 9.0, "starting": 0.0, "batching": 0.0},
         "seq": 1,
         "time": "1970-01-01T00:00:10.000000Z",
     }
     assert finish["result"] == {"out": 1}
+    assert finish["timing"] == {"queued": 9.0, "starting": 0.0, "batching": 0.0, "running": 1.0}
     assert end["status"] == "succeeded"
+
+
+def test_the_wait_is_told_by_what_it_was_for() -> None:
+    """From the hand-over of the attempt: of a later task, when the one upstream had finished."""
+    driver = Driver(graph([(A, B)], A, B))
+    driver.feed(RunRequested(1.0))
+    driver.feed(succeeded(A))
+    there = replace(HERE, at=16.12345, replica="x", batch_size=2, starting=3.0, batching=0.5)
+    driver.feed(TaskStarted(B, 1, there))
+    waited = {"queued": 1.623, "starting": 3.0, "batching": 0.5}
+    assert driver.log[-1].data["waited"] == driver.run.tasks[B].timing == waited
+    driver.feed(TaskFailed(B, 1, 18.5, ERROR, there))
+    timing = waited | {"running": 2.377}
+    assert driver.log[-2].data["timing"] == driver.run.tasks[B].timing == timing
+
+
+def test_no_time_is_negative() -> None:
+    """Clocks of machines differ; and a wait that is told apart may be longer than the whole."""
+    driver = Driver(graph([], A))
+    driver.feed(RunRequested(20.0))
+    driver.feed(TaskStarted(A, 1, replace(HERE, starting=5.0)))
+    driver.feed(TaskFailed(A, 1, 8.0, ERROR))
+    timing = {"queued": 0.0, "starting": 5.0, "batching": 0.0, "running": 0.0}
+    assert driver.log[1].data["timing"] == timing
+
+
+def test_each_attempt_has_a_timing_of_its_own() -> None:
+    """One that never began was queued all the time; after a restart the wait counts from then on."""
+    driver = Driver(graph([], A, retry=RetryPolicy(max_attempts=3, backoff=1.0)))
+    driver.feed(RunRequested(1.0))
+    driver.feed(TaskFailed(A, 1, 12.0, ERROR, HERE))
+    driver.feed(TimerFired(A, 1, TimerKind.RETRY, 13.0))
+    driver.feed(TaskStarted(A, 2, replace(HERE, at=13.5)))
+    assert driver.log[-1].data["waited"] == {"queued": 0.5, "starting": 0.0, "batching": 0.0}
+    driver.run = Run.replay(RunId("r"), driver.run.graph, driver.log)
+    driver.feed(Recovered(20.0))
+    driver.feed(TaskStarted(A, 3, replace(HERE, at=20.25)))
+    assert driver.log[-1].data["waited"] == {"queued": 0.25, "starting": 0.0, "batching": 0.0}
+    driver.feed(TaskFailed(A, 3, 21.0, ERROR))
+    driver.feed(TimerFired(A, 3, TimerKind.RETRY, 23.0))
+    driver.feed(TaskFailed(A, 4, 27.0, ERROR))
+    timing = {"queued": 4.0, "starting": 0.0, "batching": 0.0, "running": 0.0}
+    assert driver.log[-2].data["timing"] == driver.run.tasks[A].timing == timing
+
+
+def test_a_log_without_timings_replays() -> None:
+    """As older versions wrote them."""
+    driver = Driver(graph([], A))
+    driver.feed(RunRequested(1.0))
+    driver.feed(succeeded(A))
+    log = [
+        replace(each, data={k: v for k, v in each.data.items() if k not in ("waited", "timing")})
+        for each in driver.log
+    ]
+    assert Run.replay(RunId("r"), driver.run.graph, log).tasks[A].timing is None
 
 
 def test_a_failure_skips_what_depends_on_it_and_nothing_else() -> None:
