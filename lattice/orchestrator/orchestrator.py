@@ -121,25 +121,24 @@ class Orchestrator:
             return
         self.initialize()
         assert self._lease is not None
-        feed = Feed(self._store)
-        journal = Journal(self._store, self._lease, self._clock, self._telemetry, feed.fail)
         nodes = NodeRegistry(await asyncio.to_thread(self._store.load_nodes))
+        feed = Feed(self._store)
+
+        def fail(error: LatticeError) -> None:
+            runs.stop()
+            feed.fail(error)
+
+        journal = Journal(self._store, self._lease, self._clock, self._telemetry, fail)
         runs = Runs(journal, feed, self._dispatcher, nodes, self._clock, self._telemetry)
-        await self._dispatcher.start(runs.report, self._load_code)
-        nodes.refresh(await self._dispatcher.nodes())
-        records = await asyncio.to_thread(self._store.unfinished_runs)
-        for record in records:
-            try:
-                run = await asyncio.to_thread(rebuild, self._store, record, with_values=True)
-            except (LatticeError, ValueError, KeyError) as error:
-                if isinstance(error, UnavailableError):
-                    raise
-                # One run that cannot be read must not keep the others from going on.
-                _log.exception("run %s cannot be read and does not go on", record.run_id)
-                continue
-            runs.resume(run, record.created)
-        if records:
-            _log.info("went on with %d unfinished runs", len(records))
+        try:
+            await self._dispatcher.start(runs.report, self._load_code)
+            nodes.refresh(await self._dispatcher.nodes())
+            await self._resume(runs)
+        except BaseException:
+            # What was begun must not go on beside a second attempt to start, or after `close`.
+            runs.stop()
+            await journal.close()
+            raise
         self._started = _Parts(
             journal,
             feed,
@@ -155,6 +154,21 @@ class Orchestrator:
             runs,
         )
 
+    async def _resume(self, runs: Runs) -> None:
+        records = await asyncio.to_thread(self._store.unfinished_runs)
+        for record in records:
+            try:
+                run = await asyncio.to_thread(rebuild, self._store, record, with_values=True)
+            except (LatticeError, ValueError, KeyError) as error:
+                if isinstance(error, UnavailableError):
+                    raise
+                # One run that cannot be read must not keep the others from going on.
+                _log.exception("run %s cannot be read and does not go on", record.run_id)
+                continue
+            runs.resume(run, record.created)
+        if records:
+            _log.info("went on with %d unfinished runs", len(records))
+
     async def close(self) -> None:
         """Stops: what runs is cancelled and will be run again by the next orchestrator."""
         if self._closed:
@@ -162,6 +176,9 @@ class Orchestrator:
         self._closed = True
         started, self._started = self._started, None
         try:
+            if started is not None:
+                # Before the dispatcher closes, as a timer would hand it one more job.
+                started.runs.stop()
             await self._dispatcher.close()
             if started is not None:
                 await started.journal.close()

@@ -3,6 +3,9 @@
 Each step appends what the machine told to the journal, and hands what is to run to the dispatcher
 without waiting for the commit: the log of a run is ordered, so a crash in between repeats work
 that nobody has seen finish, and nothing else. A run leaves memory when its last message is durable.
+
+When nothing more can be made durable, nothing more is run: the next orchestrator goes on with every
+run from its log, and whatever this one would still begin would be done twice.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from lattice.workflow.events import (
 )
 from lattice.workflow.graph import Binding
 from lattice.workflow.placement import gpu_share
-from lattice.workflow.run import Run
+from lattice.workflow.run import Run, TaskState
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class Runs:
         self._clock = clock
         self._telemetry = telemetry
         self._live: dict[RunId, _Live] = {}
+        self._stopped = False
 
     def live(self, run_id: RunId) -> Run | None:
         """A run that has not ended, or whose end is not durable yet."""
@@ -111,7 +115,19 @@ class Runs:
             self._telemetry.task_finished(_OUTCOMES[type(report)], ran)
         self._step(run_id, self._renamed(report))
 
+    def stop(self) -> None:
+        """Ends what runs, for the next orchestrator to run it again. Later events change nothing."""
+        self._stopped = True
+        for run_id, live in self._live.items():
+            live.disarm(None)
+            for task_id, progress in live.run.tasks.items():
+                if progress.state in (TaskState.QUEUED, TaskState.RUNNING):
+                    self._dispatcher.cancel(run_id, task_id, progress.attempt)
+        self._live.clear()
+
     def _admit(self, run: Run, created: float) -> None:
+        if self._stopped:
+            return
         self._live[run.run_id] = _Live(run, created)
         self._feed.open(run.run_id, run.last_seq)
         self._telemetry.run_started()
@@ -169,7 +185,7 @@ class Runs:
                 self._feed.publish(run_id, texts)
                 if finished:
                     self._feed.close(run_id)
-                    del self._live[run_id]
+                    self._live.pop(run_id, None)
 
             self._journal.append(writes, durable)
 

@@ -114,9 +114,9 @@ class World:
         self.ledger.note("the world is calm")
         await asyncio.wait(clients, timeout=_PATIENCE, return_when=asyncio.FIRST_EXCEPTION)
         for task in [*clients, supervisor]:
-            if task.done():
-                task.result()
-            elif task is not supervisor:
+            if task.done() and (error := task.exception()) is not None:
+                raise Violation(f"{task.get_name()} got {error!r}") from error
+            if not task.done() and task is not supervisor:
                 raise Violation(f"{task.get_name()} waits for ever")
         await asyncio.sleep(_SETTLING)
         supervisor.cancel()

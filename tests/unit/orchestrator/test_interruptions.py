@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import pytest
 
 from lattice.errors import LatticeError, StoreUnavailableError
-from lattice.ids import TaskId
+from lattice.ids import NodeId, RunId, TaskId
 from lattice.ports import Once, Write
+from lattice.workflow.events import Placement, TaskSucceeded, Value
 from tests.unit.orchestrator.world import World, upload
 
 pytestmark = pytest.mark.anyio
@@ -162,3 +163,58 @@ async def test_a_chain_may_be_submitted_in_any_order(world: World) -> None:
     for name in reversed(names):
         world.dispatcher.succeed(run_id, TaskId(name), out=b"")
     assert len(await world.messages(run_id)) == 101
+
+
+async def test_nothing_more_is_run_when_nothing_can_be_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran is cancelled for the next orchestrator to run again, and no timer begins another try."""
+    retried = upload("a", retry={"max_attempts": 2, "backoff": 5})
+    _, run_id = await world.orchestrator.submit_workflow([retried, upload("b")], [])
+    _, other = await world.orchestrator.submit_workflow([upload("a"), upload("b")], [(A, B)])
+    world.dispatcher.fail(run_id, A)
+    await world.orchestrator.list_runs(1)
+    monkeypatch.setattr(world.store, "commit", broken)
+    with pytest.raises(StoreUnavailableError):
+        await world.orchestrator.create_workflow()
+    assert world.dispatcher.jobs == {}
+    world.dispatcher.tell(other, TaskSucceeded(A, 1, 0.0, Placement(NodeId("n"), "ip", 0.0), {}))
+    world.clock.advance(60)
+    assert world.dispatcher.jobs == {}
+    assert world.clock.armed == 0
+
+
+async def test_closing_disarms_the_timers(world: World) -> None:
+    """A task that waits for its next try is left to the next orchestrator."""
+    retried = upload("a", retry={"max_attempts": 2, "backoff": 5})
+    _, run_id = await world.orchestrator.submit_workflow([retried], [])
+    world.dispatcher.fail(run_id, A)
+    await world.orchestrator.close()
+    assert world.clock.armed == 0
+    assert world.dispatcher.jobs == {}
+    await world.restart()
+    world.clock.advance(5)
+    assert world.dispatcher.submitted == [(A, 2)]
+
+
+async def test_a_start_that_fails_leaves_nothing_running(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had begun ends with it, and a second attempt goes on with every run."""
+    for name in "ab":
+        await world.orchestrator.submit_workflow([upload(name)], [])
+    load, calls = world.store.load_values, 0
+
+    def fails_once(run_id: RunId) -> dict[TaskId, dict[str, Value]]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise StoreUnavailableError("an outage")
+        return load(run_id)
+
+    monkeypatch.setattr(world.store, "load_values", fails_once)
+    with pytest.raises(StoreUnavailableError):
+        await world.restart()
+    assert world.dispatcher.jobs == {}
+    await world.orchestrator.start_monitor()
+    assert sorted(task_id for _, task_id in world.dispatcher.jobs) == [A, B]
