@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lattice.errors import (
@@ -194,9 +194,12 @@ class Orchestrator:
 
     async def ready(self) -> None:
         """Raises UnavailableError unless requests can be answered and made durable."""
-        failure = self._parts.journal.failure
-        if failure is not None:
-            raise failure
+        journal = self._parts.journal
+        if journal.failure is not None:
+            raise journal.failure
+        # Looks at the lease, so that one that was replaced learns of it although nobody asks it for
+        # anything. Not awaited: a database that is slow for a while is no reason to be replaced.
+        journal.append(())
 
     # -- workflows ---------------------------------------------------------------------------
 
@@ -238,33 +241,48 @@ class Orchestrator:
         self, workflow_id: WorkflowId, upload: TaskUpload, *, add_edges: bool
     ) -> None:
         """Saves a task's code, parameters and needs; `add_edges` makes references explicit edges."""
-        parts = self._parts
-        workflow = await parts.catalogue.workflow(workflow_id)
-        if workflow.task(upload.task_id).kind is not TaskKind.CODE:
-            raise InvalidRequestError(
-                "task_id",
-                f"the langgraph task {upload.task_id}",
-                "only tasks of type 'code' are saved; add a langgraph task anew to change it",
-            )
-        await parts.journal.append(parts.catalogue.save_task(workflow, upload, add_edges=add_edges))
+
+        def change(catalogue: Catalogue, workflow: Workflow) -> list[Write]:
+            if workflow.task(upload.task_id).kind is not TaskKind.CODE:
+                raise InvalidRequestError(
+                    "task_id",
+                    f"the langgraph task {upload.task_id}",
+                    "only tasks of type 'code' are saved; add a langgraph task anew to change it",
+                )
+            return catalogue.save_task(workflow, upload, add_edges=add_edges)
+
+        await self._edit(workflow_id, change)
 
     async def add_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None:
         """Adds an explicit edge; one that is there stays."""
-        parts = self._parts
-        workflow = await parts.catalogue.workflow(workflow_id)
-        await parts.journal.append(parts.catalogue.add_edge(workflow, source, target))
+        await self._edit(
+            workflow_id, lambda catalogue, workflow: catalogue.add_edge(workflow, source, target)
+        )
 
     async def del_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None:
         """Removes an explicit edge; the order that a reference implies stays."""
-        parts = self._parts
-        workflow = await parts.catalogue.workflow(workflow_id)
-        await parts.journal.append(parts.catalogue.del_edge(workflow, source, target))
+        await self._edit(
+            workflow_id, lambda catalogue, workflow: catalogue.del_edge(workflow, source, target)
+        )
 
     async def del_task(self, workflow_id: WorkflowId, task_id: TaskId) -> None:
         """Removes a task with its explicit edges."""
+        await self._edit(
+            workflow_id, lambda catalogue, workflow: catalogue.del_task(workflow, task_id)
+        )
+
+    async def _edit(
+        self, workflow_id: WorkflowId, change: Callable[[Catalogue, Workflow], list[Write]]
+    ) -> None:
         parts = self._parts
         workflow = await parts.catalogue.workflow(workflow_id)
-        await parts.journal.append(parts.catalogue.del_task(workflow, task_id))
+        try:
+            writes = change(parts.catalogue, workflow)
+        except LatticeError:
+            # One that was replaced may refuse what is right by now.
+            await parts.journal.barrier()
+            raise
+        await parts.journal.append(writes)
 
     async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]:
         """The tasks in the order in which they were added, all values as text."""
@@ -469,7 +487,9 @@ class Orchestrator:
             InvalidRequestError: it is not a LangGraph task, or no node can hold it.
         """
         parts = self._parts
-        task = (await parts.catalogue.workflow(workflow_id)).task(task_id)
+        workflow = await parts.catalogue.workflow(workflow_id)
+        await parts.journal.barrier()
+        task = workflow.task(task_id)
         if task.kind is not TaskKind.LANGGRAPH or task.code is None:
             raise InvalidRequestError(
                 "task_id",
