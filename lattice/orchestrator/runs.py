@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from lattice.errors import InvalidTransitionError
@@ -31,7 +31,7 @@ from lattice.ports import (
     Telemetry,
     Write,
 )
-from lattice.workflow.commands import ArmTimer, Cancel, Execute, Finish, Publish, Release
+from lattice.workflow.commands import ArmTimer, Cancel, Command, Execute, Finish, Publish, Release
 from lattice.workflow.events import (
     CancelRequested,
     Event,
@@ -153,18 +153,12 @@ class Runs:
             # A defect of ours in one report must not end the other runs; the run is as it was.
             _log.exception("refused an impossible event")
             return
-        writes: list[Write] = []
-        texts: list[str] = []
-        finished = False
+        # The log first, so that it has no hole even if something that is done next should raise.
+        self._tell(live, commands)
         for command in commands:
             match command:
                 case Publish(message):
                     live.disarm(message.task_id)
-                    text = json.dumps(message.document(), separators=(",", ":"))
-                    texts.append(text)
-                    writes.append(
-                        AppendMessage(run_id, message.seq, text, message.task_id, message.values)
-                    )
                 case Execute():
                     self._dispatcher.submit(self._job(run, command))
                 case Cancel(task_id, attempt):
@@ -173,6 +167,21 @@ class Runs:
                     self._arm(live, command)
                 case Release(task_id):
                     self._dispatcher.release(run_id, task_id)
+
+    def _tell(self, live: _Live, commands: Sequence[Command]) -> None:
+        """Appends what is to be told to the journal, and publishes it once it is durable."""
+        run_id = live.run.run_id
+        writes: list[Write] = []
+        texts: list[str] = []
+        finished = False
+        for command in commands:
+            match command:
+                case Publish(message):
+                    text = json.dumps(message.document(), separators=(",", ":"))
+                    texts.append(text)
+                    writes.append(
+                        AppendMessage(run_id, message.seq, text, message.task_id, message.values)
+                    )
                 case Finish(status):
                     finished = True
                     now = self._clock.now()

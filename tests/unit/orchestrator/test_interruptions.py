@@ -10,7 +10,7 @@ import pytest
 
 from lattice.errors import LatticeError, StoreUnavailableError
 from lattice.ids import NodeId, RunId, TaskId
-from lattice.ports import Once, Write
+from lattice.ports import Job, Once, Write
 from lattice.workflow.events import Placement, TaskSucceeded, Value
 from tests.unit.orchestrator.world import World, upload
 
@@ -218,3 +218,21 @@ async def test_a_start_that_fails_leaves_nothing_running(
     assert world.dispatcher.jobs == {}
     await world.orchestrator.start_monitor()
     assert sorted(task_id for _, task_id in world.dispatcher.jobs) == [A, B]
+
+
+async def test_a_dispatcher_that_raises_makes_no_hole_in_the_log(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the machine told is stored all the same, so the run goes on after a restart."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a"), upload("b")], [(A, B)])
+
+    def raises(job: Job) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(world.dispatcher, "submit", raises)
+    with pytest.raises(RuntimeError):
+        world.dispatcher.succeed(run_id, A, out=b"")
+    assert (await world.orchestrator.describe_run(run_id))["last_seq"] == 2
+    await world.restart()
+    world.dispatcher.succeed(run_id, B, out=b"")
+    assert len(await world.messages(run_id)) == 5
