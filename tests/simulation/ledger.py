@@ -188,4 +188,5 @@ class Ledger:
         log = self.logs.get(run_id)
         stored = [] if log is None else log.texts
         if [*texts] != stored[after : after + len(texts)] or not texts:
-            self.fail(f"after message {after} of {run_id} came {texts}, stored are {stored}")
+            came = [json.loads(text)["data"]["seq"] for text in texts]
+            self.fail(f"after message {after} of {run_id} came {came}, {len(stored)} are stored")

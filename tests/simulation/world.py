@@ -77,12 +77,14 @@ class World:
         self.started = 0
         self.steps = 0
         self._crash_at = self.nature.steps_to_crash()
+        self._course: asyncio.Task[None] | None = None
 
     def run(self) -> None:
         """Lets the world go its way. The violation, if any, is in the ledger."""
         loop = self._loop
         try:
-            loop.run_until_complete(self._live())
+            self._course = loop.create_task(self._live())
+            loop.run_until_complete(self._course)
         except Violation as violation:
             self.ledger.fail(str(violation))
         except NothingDueError:
@@ -184,6 +186,8 @@ class World:
 
     def _after_step(self) -> None:
         self.steps += 1
+        if self._course is not None and self._course.done():
+            return
         if self.ledger.violation is not None:
             raise self.ledger.violation
         if self.steps >= self._crash_at:
