@@ -143,6 +143,9 @@ class Process:
 
         if self.alive:
             self._loop.call_later(self._nature.delay(mean), begin, context=self.context)
+        else:
+            # What a cancelled task does on its way out would never have been done.
+            done.cancel()
 
     def kill(self) -> None:
         """Ends the process at once, as `kill -9` does."""

@@ -27,7 +27,7 @@ from tests.simulation.rules import Violation
 #: Virtual seconds within which all must have ended once the world is calm, and after which late reports
 #: and timers of what has ended are over.
 _PATIENCE = 600.0
-_SETTLING = 100.0
+_SETTLING = 40.0
 #: A world that takes more steps than this goes round in circles.
 _MOST_STEPS = 200_000
 
@@ -132,7 +132,7 @@ class World:
             if current is None or not current.alive:
                 await self._start()
                 continue
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(5.0 if nature.calm else 1.0)
             if nature.strikes(nature.mood.takeover / 4):
                 self._loop.create_task(self._end(current, nature.delay(2.0)))
                 await self._start()
