@@ -120,6 +120,10 @@ class World:
                 raise Violation(f"{task.get_name()} got {error!r}") from error
             if not task.done() and task is not supervisor:
                 raise Violation(f"{task.get_name()} waits for ever")
+        for _ in range(int(_PATIENCE / 10.0)):
+            if all(log.status for log in self.ledger.logs.values()):
+                break
+            await asyncio.sleep(10.0)
         await asyncio.sleep(_SETTLING)
         supervisor.cancel()
         self._check_end()
