@@ -1,53 +1,31 @@
-"""People: they make workflows, run them, change them meanwhile, cancel, and ask again when nobody answers.
+"""People: they make workflows, run them, change them meanwhile, cancel, and look at how things are.
 
-Every request is sent until it is answered, with the same idempotency key where it has one, to whatever
-process is there: also to one that was deposed a moment ago.
+Each is the only one who edits the workflows that it has made, so it knows what they must be.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
 
-from lattice.errors import (
-    ConflictError,
-    EdgeNotFoundError,
-    TaskNotFoundError,
-    UnavailableError,
-)
+from lattice.errors import EdgeNotFoundError, TaskNotFoundError
 from lattice.ids import RunId, TaskId, WorkflowId
 from lattice.orchestrator import Orchestrator
-from lattice.ports import Once
 from tests.simulation.graphs import Draft, connect
 from tests.simulation.ledger import Ledger
 from tests.simulation.nature import Nature
-from tests.simulation.process import DisconnectedError, Process
+from tests.simulation.requests import Requests, Service
 from tests.simulation.subscribers import Subscriber
-
-T = TypeVar("T")
-
-Ask = Callable[[Orchestrator], Coroutine[Any, Any, T]]
-
-
-class Service(Protocol):
-    """Where a request may go."""
-
-    async def somebody(self) -> Process:
-        """A process that is alive."""
 
 
 class Client:
     """One person with a few errands."""
 
     def __init__(self, name: str, service: Service, ledger: Ledger, nature: Nature) -> None:
-        self._name = name
+        self._requests = Requests(name, service, ledger, nature)
         self._service = service
         self._ledger = ledger
         self._nature = nature
-        self._keys = 0
         self._watching: list[asyncio.Task[None]] = []
 
     async def live(self) -> None:
@@ -67,74 +45,13 @@ class Client:
         for task in self._watching:
             await task
 
-    # -- requests ----------------------------------------------------------------------------
-
-    async def _request(
-        self, ask: Ask[T], *names: Callable[[T], str], done: type[Exception] | None = None
-    ) -> T | None:
-        """Sends until it is answered; `names` are what the answer says is stored.
-
-        `done` is what a request that is sent again may be refused with, as it was done before.
-        """
-        again = False
-        while True:
-            process = await self._service.somebody()
-            try:
-                if not self._nature.strikes(self._nature.mood.request_given_up):
-                    return await process.call(
-                        ask,
-                        lambda answer: self._ledger.acknowledged(*[name(answer) for name in names]),
-                    )
-                async with asyncio.timeout(self._nature.delay(0.05)):
-                    await process.call(ask)
-            except (DisconnectedError, UnavailableError, TimeoutError):
-                again = True
-            except Exception as error:
-                if not again or done is None or not isinstance(error, done):
-                    raise
-                return None
-            again = True
-            await asyncio.sleep(self._nature.delay(0.3))
-
-    async def _keyed(
-        self,
-        what: str,
-        ask: Callable[[Orchestrator, Once], Coroutine[Any, Any, T]],
-        *names: Callable[[T], str],
-    ) -> T:
-        """A request with a key of its own; sometimes twice at once, or again later, or for another thing."""
-        self._keys += 1
-        once = Once(f"{self._name}-{self._keys}", what)
-
-        def send(once: Once = once) -> Coroutine[Any, Any, T | None]:
-            return self._request(
-                lambda orchestrator: ask(orchestrator, once), lambda answer: once.key, *names
-            )
-
-        nature = self._nature
-        if nature.flips(0.2):
-            first, second = await asyncio.gather(send(), send())
-        else:
-            first = second = await send()
-        if nature.flips(0.2):
-            await asyncio.sleep(nature.delay(0.5))
-            second = await send()
-        if first != second:
-            self._ledger.fail(f"the key {once.key} was answered with {first} and with {second}")
-        if nature.flips(0.05):
-            try:
-                await send(replace(once, fingerprint="another"))
-                self._ledger.fail(f"the key {once.key} was taken for another request")
-            except ConflictError:
-                pass
-        assert first is not None
-        return first
-
     # -- errands -----------------------------------------------------------------------------
 
     async def _build(self) -> tuple[WorkflowId, Draft, list[RunId]]:
         """A workflow made step by step, and a run of it."""
-        workflow_id = await self._keyed("create", lambda o, once: o.create_workflow(once), str)
+        workflow_id = await self._requests.keyed(
+            "create", lambda o, once: o.create_workflow(once), str
+        )
         draft = Draft()
         tasks = [await self._add(workflow_id, number) for number in range(self._count())]
         connect(draft, tasks, self._nature)
@@ -142,7 +59,7 @@ class Client:
         for task_id in tasks:
             await self._save(workflow_id, draft, task_id)
         for edge in edges:
-            await self._request(
+            await self._requests.send(
                 partial(
                     Orchestrator.add_edge, workflow_id=workflow_id, source=edge[0], target=edge[1]
                 )
@@ -159,7 +76,7 @@ class Client:
         connect(draft, tasks, self._nature)
         uploads = [draft.upload(task_id, self._nature) for task_id in tasks]
         edges = [*draft.edges]
-        workflow_id, run_id = await self._keyed(
+        workflow_id, run_id = await self._requests.keyed(
             "submit",
             lambda o, once: o.submit_workflow(uploads, edges, once),
             lambda answer: answer[0],
@@ -170,7 +87,9 @@ class Client:
 
     async def _run(self, workflow_id: WorkflowId, draft: Draft, runs: list[RunId]) -> None:
         """One more run of the workflow as it is now."""
-        run_id = await self._keyed("run", lambda o, once: o.run_workflow(workflow_id, once), str)
+        run_id = await self._requests.keyed(
+            "run", lambda o, once: o.run_workflow(workflow_id, once), str
+        )
         self._check_plan(run_id, draft)
         self._watch(run_id, workflow_id)
         runs.append(run_id)
@@ -190,44 +109,66 @@ class Client:
             await self._save(workflow_id, draft, task_id)
         elif kind == "delete" and len(draft.references) > 1:
             task_id = nature.choice(free)
-            await self._request(lambda o: o.del_task(workflow_id, task_id), done=TaskNotFoundError)
+            await self._requests.send(
+                lambda o: o.del_task(workflow_id, task_id), done=TaskNotFoundError
+            )
             del draft.references[task_id]
             draft.edges = {edge: None for edge in draft.edges if task_id not in edge}
         elif draft.edges:
             edge = nature.choice([*draft.edges])
-            await self._request(lambda o: o.del_edge(workflow_id, *edge), done=EdgeNotFoundError)
+            await self._requests.send(
+                lambda o: o.del_edge(workflow_id, *edge), done=EdgeNotFoundError
+            )
             del draft.edges[edge]
         await self._look(workflow_id, draft, runs)
 
     async def _cancel(self, workflow_id: WorkflowId, draft: Draft, runs: list[RunId]) -> None:
         """Ends a run, if it has not ended."""
         run_id = self._nature.choice(runs)
-        status = await self._request(lambda o: o.cancel_run(run_id))
+        status = await self._requests.send(lambda o: o.cancel_run(run_id))
         if status != self._ledger.logs[run_id].status:
             self._ledger.fail(f"{run_id} was said to be {status} after its cancellation")
 
     async def _look(self, workflow_id: WorkflowId, draft: Draft, runs: list[RunId]) -> None:
         """Asks how things are; whoever answers must know all that was acknowledged."""
-        tasks = await self._request(lambda o: o.workflow_tasks(workflow_id))
+        tasks = await self._requests.send(lambda o: o.workflow_tasks(workflow_id))
         assert tasks is not None
         found = [task["id"] for task in tasks]
         if found != [*draft.references]:
             self._ledger.fail(f"{workflow_id} has the tasks {found}, and not {[*draft.references]}")
         for run_id in runs:
-            described = await self._request(partial(Orchestrator.describe_run, run_id=run_id))
+            described = await self._requests.send(partial(Orchestrator.describe_run, run_id=run_id))
             assert described is not None
             if int(str(described["last_seq"])) > len(self._ledger.logs[run_id].texts):
                 self._ledger.fail(f"{run_id} is described beyond what is stored")
+            await self._look_at_values(run_id)
+
+    async def _look_at_values(self, run_id: RunId) -> None:
+        """Asks for an output of a task that is known to have finished."""
+        finished = self._ledger.logs[run_id].finished
+        if not finished:
+            return
+        task_id = self._nature.choice([*finished])
+        key = self._nature.choice([*finished[task_id]])
+        value = await self._requests.send(
+            partial(Orchestrator.value_pickle, run_id=run_id, task_id=task_id, key=key)
+        )
+        result = await self._requests.send(
+            partial(Orchestrator.task_result, run_id=run_id, task_id=task_id)
+        )
+        stored = finished[task_id][key]
+        if value != stored or result is None or str(result[key]).encode() != stored:
+            self._ledger.fail(f"{task_id}.{key} of {run_id} is {value!r} and {result}")
 
     async def _add(self, workflow_id: WorkflowId, number: int) -> TaskId:
-        return await self._keyed(
+        return await self._requests.keyed(
             "add", lambda o, once: o.add_task(workflow_id, "code", f"task {number}", once)
         )
 
     async def _save(self, workflow_id: WorkflowId, draft: Draft, task_id: TaskId) -> None:
         upload = draft.upload(task_id, self._nature)
         add_edges = self._nature.flips(0.5)
-        await self._request(lambda o: o.save_task(workflow_id, upload, add_edges=add_edges))
+        await self._requests.send(lambda o: o.save_task(workflow_id, upload, add_edges=add_edges))
         if add_edges:
             for source, _ in draft.references[task_id].values():
                 draft.edges[source, task_id] = None

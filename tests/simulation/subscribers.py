@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
 from lattice.errors import UnavailableError
 from lattice.ids import RunId, WorkflowId
 from tests.simulation.ledger import Ledger
 from tests.simulation.nature import Nature
-from tests.simulation.process import DisconnectedError, Process
-
-
-class Service(Protocol):
-    """Where a stream may come from."""
-
-    async def somebody(self) -> Process:
-        """A process that is alive."""
+from tests.simulation.process import DisconnectedError
+from tests.simulation.requests import Service
 
 
 class Subscriber:
