@@ -138,7 +138,7 @@ class World:
                 continue
             await asyncio.sleep(5.0 if nature.calm else 1.0)
             if nature.strikes(nature.mood.takeover / 4):
-                self._loop.create_task(self._end(current, nature.delay(2.0)))
+                self._loop.create_task(self._end(current, min(20.0, nature.delay(2.0))))
                 await self._start()
                 continue
             try:
