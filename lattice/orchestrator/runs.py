@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from lattice.errors import InvalidTransitionError
+from lattice.errors import InvalidTransitionError, UnavailableError
 from lattice.ids import RunId, TaskId
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
@@ -104,7 +104,13 @@ class Runs:
         self._step(run.run_id, Recovered(self._clock.now()))
 
     def cancel(self, run_id: RunId) -> None:
-        """Ends a live run. Nothing happens to one that has ended."""
+        """Ends a live run. Nothing happens to one that has ended.
+
+        Raises:
+            UnavailableError: this orchestrator has stopped; its successor can do it.
+        """
+        if self._stopped:
+            raise UnavailableError("the orchestrator has stopped")
         self._step(run_id, CancelRequested(self._clock.now()))
 
     def report(self, run_id: RunId, report: Report) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from lattice.errors import LatticeError, StoreUnavailableError
+from lattice.errors import LatticeError, StoreUnavailableError, UnavailableError
 from lattice.ids import NodeId, RunId, TaskId
 from lattice.ports import Job, Once, Write
 from lattice.workflow.events import Placement, TaskSucceeded, Value
@@ -236,3 +236,19 @@ async def test_a_dispatcher_that_raises_makes_no_hole_in_the_log(
     await world.restart()
     world.dispatcher.succeed(run_id, B, out=b"")
     assert len(await world.messages(run_id)) == 5
+
+
+async def test_a_run_that_is_cancelled_while_the_service_closes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks is told that it was not done, as the next orchestrator goes on with the run."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
+    commits = HeldCommits(world, monkeypatch)
+    cancelling = asyncio.create_task(world.orchestrator.cancel_run(run_id))
+    await commits.entered()
+    closing = asyncio.create_task(world.orchestrator.close())
+    await asyncio.sleep(0)
+    commits.release()
+    with pytest.raises(UnavailableError):
+        await cancelling
+    await closing
