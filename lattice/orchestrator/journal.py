@@ -5,6 +5,9 @@ share of one commit, and the event loop never waits for the disk. A commit that 
 what is done after one, is final: nothing
 more is accepted, and the process that owns the journal is expected to be replaced and to recover
 from what is durable.
+
+A group without writes is committed too: the store then only looks at the lease. So what was read
+after a `barrier` is the word of the one in charge, not of one that was replaced and does not know it.
 """
 
 from __future__ import annotations
@@ -79,7 +82,10 @@ class Journal:
         return done
 
     async def barrier(self) -> None:
-        """Waits until all that was appended before is durable. Raises what the commit raised."""
+        """Waits until all that was appended before is durable, and the lease was seen to be held.
+
+        Raises what the commit raised.
+        """
         if self._failure is not None:
             raise self._failure
         await self.append(())
@@ -100,11 +106,11 @@ class Journal:
             if group:
                 writes = [write for entry in group for write in entry.writes]
                 try:
+                    began = self._clock.now()
+                    await loop.run_in_executor(
+                        self._thread, self._store.commit, self._lease, writes
+                    )
                     if writes:
-                        began = self._clock.now()
-                        await loop.run_in_executor(
-                            self._thread, self._store.commit, self._lease, writes
-                        )
                         self._telemetry.committed(len(writes), self._clock.now() - began)
                     for entry in group:
                         if entry.then is not None:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lattice.errors import (
@@ -123,25 +123,24 @@ class Orchestrator:
             return
         self.initialize()
         assert self._lease is not None
-        feed = Feed(self._store)
-        journal = Journal(self._store, self._lease, self._clock, self._telemetry, feed.fail)
         nodes = NodeRegistry(await asyncio.to_thread(self._store.load_nodes))
+        feed = Feed(self._store)
+
+        def fail(error: LatticeError) -> None:
+            runs.stop()
+            feed.fail(error)
+
+        journal = Journal(self._store, self._lease, self._clock, self._telemetry, fail)
         runs = Runs(journal, feed, self._dispatcher, nodes, self._clock, self._telemetry)
-        await self._dispatcher.start(runs.report, self._load_code)
-        nodes.refresh(await self._dispatcher.nodes())
-        records = await asyncio.to_thread(self._store.unfinished_runs)
-        for record in records:
-            try:
-                run = await asyncio.to_thread(rebuild, self._store, record, with_values=True)
-            except (LatticeError, ValueError, KeyError) as error:
-                if isinstance(error, UnavailableError):
-                    raise
-                # One run that cannot be read must not keep the others from going on.
-                _log.exception("run %s cannot be read and does not go on", record.run_id)
-                continue
-            runs.resume(run, record.created)
-        if records:
-            _log.info("went on with %d unfinished runs", len(records))
+        try:
+            await self._dispatcher.start(runs.report, self._load_code)
+            nodes.refresh(await self._dispatcher.nodes())
+            await self._resume(runs)
+        except BaseException:
+            # What was begun must not go on beside a second attempt to start, or after `close`.
+            runs.stop()
+            await journal.close()
+            raise
         self._started = _Parts(
             journal,
             feed,
@@ -157,6 +156,21 @@ class Orchestrator:
             runs,
         )
 
+    async def _resume(self, runs: Runs) -> None:
+        records = await asyncio.to_thread(self._store.unfinished_runs)
+        for record in records:
+            try:
+                run = await asyncio.to_thread(rebuild, self._store, record, with_values=True)
+            except (LatticeError, ValueError, KeyError) as error:
+                if isinstance(error, UnavailableError):
+                    raise
+                # One run that cannot be read must not keep the others from going on.
+                _log.exception("run %s cannot be read and does not go on", record.run_id)
+                continue
+            runs.resume(run, record.created)
+        if records:
+            _log.info("went on with %d unfinished runs", len(records))
+
     async def close(self) -> None:
         """Stops: what runs is cancelled and will be run again by the next orchestrator."""
         if self._closed:
@@ -164,6 +178,9 @@ class Orchestrator:
         self._closed = True
         started, self._started = self._started, None
         try:
+            if started is not None:
+                # Before the dispatcher closes, as a timer would hand it one more job.
+                started.runs.stop()
             await self._dispatcher.close()
             if started is not None:
                 await started.journal.close()
@@ -179,9 +196,12 @@ class Orchestrator:
 
     async def ready(self) -> None:
         """Raises UnavailableError unless requests can be answered and made durable."""
-        failure = self._parts.journal.failure
-        if failure is not None:
-            raise failure
+        journal = self._parts.journal
+        if journal.failure is not None:
+            raise journal.failure
+        # Looks at the lease, so that one that was replaced learns of it although nobody asks it for
+        # anything. Not awaited: a database that is slow for a while is no reason to be replaced.
+        journal.append(())
 
     # -- workflows ---------------------------------------------------------------------------
 
@@ -226,17 +246,21 @@ class Orchestrator:
 
         A task that runs on replicas is got ready for its first run where it or the settings say so.
         """
-        parts = self._parts
-        workflow = await parts.catalogue.workflow(workflow_id)
-        if workflow.task(upload.task_id).kind is not TaskKind.CODE:
-            raise InvalidRequestError(
-                "task_id",
-                f"the langgraph task {upload.task_id}",
-                "only tasks of type 'code' are saved; add a langgraph task anew to change it",
-            )
-        writes = parts.catalogue.save_task(workflow, upload, add_edges=add_edges)
-        task = workflow.task(upload.task_id)
-        await parts.journal.append(writes)
+        saved: list[Task] = []
+
+        def change(catalogue: Catalogue, workflow: Workflow) -> list[Write]:
+            if workflow.task(upload.task_id).kind is not TaskKind.CODE:
+                raise InvalidRequestError(
+                    "task_id",
+                    f"the langgraph task {upload.task_id}",
+                    "only tasks of type 'code' are saved; add a langgraph task anew to change it",
+                )
+            writes = catalogue.save_task(workflow, upload, add_edges=add_edges)
+            saved.append(workflow.task(upload.task_id))
+            return writes
+
+        await self._edit(workflow_id, change)
+        task = saved[-1]
         warm_up = self._warm_up if task.scaling.warm_up is None else task.scaling.warm_up
         if warm_up and task.code is not None and task.on_replicas:
             await self._prepare(task)
@@ -254,21 +278,34 @@ class Orchestrator:
 
     async def add_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None:
         """Adds an explicit edge; one that is there stays."""
-        parts = self._parts
-        workflow = await parts.catalogue.workflow(workflow_id)
-        await parts.journal.append(parts.catalogue.add_edge(workflow, source, target))
+        await self._edit(
+            workflow_id, lambda catalogue, workflow: catalogue.add_edge(workflow, source, target)
+        )
 
     async def del_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None:
         """Removes an explicit edge; the order that a reference implies stays."""
-        parts = self._parts
-        workflow = await parts.catalogue.workflow(workflow_id)
-        await parts.journal.append(parts.catalogue.del_edge(workflow, source, target))
+        await self._edit(
+            workflow_id, lambda catalogue, workflow: catalogue.del_edge(workflow, source, target)
+        )
 
     async def del_task(self, workflow_id: WorkflowId, task_id: TaskId) -> None:
         """Removes a task with its explicit edges."""
+        await self._edit(
+            workflow_id, lambda catalogue, workflow: catalogue.del_task(workflow, task_id)
+        )
+
+    async def _edit(
+        self, workflow_id: WorkflowId, change: Callable[[Catalogue, Workflow], list[Write]]
+    ) -> None:
         parts = self._parts
         workflow = await parts.catalogue.workflow(workflow_id)
-        await parts.journal.append(parts.catalogue.del_task(workflow, task_id))
+        try:
+            writes = change(parts.catalogue, workflow)
+        except LatticeError:
+            # One that was replaced may refuse what is right by now.
+            await parts.journal.barrier()
+            raise
+        await parts.journal.append(writes)
 
     async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]:
         """The tasks in the order in which they were added, all values as text."""
@@ -482,7 +519,9 @@ class Orchestrator:
             InvalidRequestError: it is not a LangGraph task, or no node can hold it.
         """
         parts = self._parts
-        task = (await parts.catalogue.workflow(workflow_id)).task(task_id)
+        workflow = await parts.catalogue.workflow(workflow_id)
+        await parts.journal.barrier()
+        task = workflow.task(task_id)
         if task.kind is not TaskKind.LANGGRAPH or task.code is None:
             raise InvalidRequestError(
                 "task_id",

@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lattice.errors import ConflictError
+from lattice.errors import ConflictError, LatticeError
 from lattice.orchestrator.journal import Journal
 from lattice.ports import Clock, Once, PutReply, Store, Write
 
@@ -88,7 +88,12 @@ class Replies:
     async def _perform(
         self, once: Once | None, prepare: Callable[[], Awaitable[Effect]]
     ) -> Mapping[str, str]:
-        effect = await prepare()
+        try:
+            effect = await prepare()
+        except LatticeError:
+            # One that was replaced may refuse what is right by now.
+            await self._journal.barrier()
+            raise
         writes = list(effect.writes)
         if once is not None:
             document = json.dumps(effect.reply)

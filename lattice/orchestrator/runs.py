@@ -3,17 +3,20 @@
 Each step appends what the machine told to the journal, and hands what is to run to the dispatcher
 without waiting for the commit: the log of a run is ordered, so a crash in between repeats work
 that nobody has seen finish, and nothing else. A run leaves memory when its last message is durable.
+
+When nothing more can be made durable, nothing more is run: the next orchestrator goes on with every
+run from its log, and whatever this one would still begin would be done twice.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from lattice.errors import InvalidTransitionError
+from lattice.errors import InvalidTransitionError, UnavailableError
 from lattice.ids import RunId, TaskId
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
@@ -29,7 +32,7 @@ from lattice.ports import (
     Telemetry,
     Write,
 )
-from lattice.workflow.commands import ArmTimer, Cancel, Execute, Finish, Publish, Release
+from lattice.workflow.commands import ArmTimer, Cancel, Command, Execute, Finish, Publish, Release
 from lattice.workflow.events import (
     CancelRequested,
     Event,
@@ -86,6 +89,7 @@ class Runs:
         self._clock = clock
         self._telemetry = telemetry
         self._live: dict[RunId, _Live] = {}
+        self._stopped = False
 
     def live(self, run_id: RunId) -> Run | None:
         """A run that has not ended, or whose end is not durable yet."""
@@ -103,7 +107,13 @@ class Runs:
         self._step(run.run_id, Recovered(self._clock.now()))
 
     def cancel(self, run_id: RunId) -> None:
-        """Ends a live run. Nothing happens to one that has ended."""
+        """Ends a live run. Nothing happens to one that has ended.
+
+        Raises:
+            UnavailableError: this orchestrator has stopped; its successor can do it.
+        """
+        if self._stopped:
+            raise UnavailableError("the orchestrator has stopped")
         self._step(run_id, CancelRequested(self._clock.now()))
 
     def report(self, run_id: RunId, report: Report) -> None:
@@ -114,7 +124,19 @@ class Runs:
             self._telemetry.task_finished(_OUTCOMES[type(report)], ran)
         self._step(run_id, self._renamed(report))
 
+    def stop(self) -> None:
+        """Ends what runs, for the next orchestrator to run it again. Later events change nothing."""
+        self._stopped = True
+        for run_id, live in self._live.items():
+            live.disarm(None)
+            for task_id, progress in live.run.tasks.items():
+                if progress.state in (TaskState.QUEUED, TaskState.RUNNING):
+                    self._dispatcher.cancel(run_id, task_id, progress.attempt)
+        self._live.clear()
+
     def _admit(self, run: Run, created: float) -> None:
+        if self._stopped:
+            return
         self._live[run.run_id] = _Live(run, created)
         self._feed.open(run.run_id, run.last_seq)
         self._telemetry.run_started()
@@ -140,18 +162,12 @@ class Runs:
             # A defect of ours in one report must not end the other runs; the run is as it was.
             _log.exception("refused an impossible event")
             return
-        writes: list[Write] = []
-        texts: list[str] = []
-        finished = False
+        # The log first, so that it has no hole even if something that is done next should raise.
+        self._tell(live, commands)
         for command in commands:
             match command:
                 case Publish(message):
                     live.disarm(message.task_id)
-                    text = json.dumps(message.document(), separators=(",", ":"))
-                    texts.append(text)
-                    writes.append(
-                        AppendMessage(run_id, message.seq, text, message.task_id, message.values)
-                    )
                 case Execute():
                     self._dispatcher.submit(self._job(run, command))
                 case Cancel(task_id, attempt):
@@ -160,6 +176,21 @@ class Runs:
                     self._arm(live, command)
                 case Release(task_id):
                     self._dispatcher.release(run_id, task_id)
+
+    def _tell(self, live: _Live, commands: Sequence[Command]) -> None:
+        """Appends what is to be told to the journal, and publishes it once it is durable."""
+        run_id = live.run.run_id
+        writes: list[Write] = []
+        texts: list[str] = []
+        finished = False
+        for command in commands:
+            match command:
+                case Publish(message):
+                    text = json.dumps(message.document(), separators=(",", ":"))
+                    texts.append(text)
+                    writes.append(
+                        AppendMessage(run_id, message.seq, text, message.task_id, message.values)
+                    )
                 case Finish(status):
                     finished = True
                     now = self._clock.now()
@@ -172,7 +203,7 @@ class Runs:
                 self._feed.publish(run_id, texts)
                 if finished:
                     self._feed.close(run_id)
-                    del self._live[run_id]
+                    self._live.pop(run_id, None)
 
             self._journal.append(writes, durable)
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from lattice.errors import LatticeError, StoreUnavailableError
-from lattice.ids import TaskId
-from lattice.ports import Once, Write
+from lattice.errors import LatticeError, StoreUnavailableError, UnavailableError
+from lattice.ids import NodeId, RunId, TaskId
+from lattice.ports import Job, Once, Write
+from lattice.workflow.events import Placement, TaskSucceeded, Value
 from tests.unit.orchestrator.world import World, upload
 
 pytestmark = pytest.mark.anyio
@@ -162,3 +163,92 @@ async def test_a_chain_may_be_submitted_in_any_order(world: World) -> None:
     for name in reversed(names):
         world.dispatcher.succeed(run_id, TaskId(name), out=b"")
     assert len(await world.messages(run_id)) == 101
+
+
+async def test_nothing_more_is_run_when_nothing_can_be_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran is cancelled for the next orchestrator to run again, and no timer begins another try."""
+    retried = upload("a", retry={"max_attempts": 2, "backoff": 5})
+    _, run_id = await world.orchestrator.submit_workflow([retried, upload("b")], [])
+    _, other = await world.orchestrator.submit_workflow([upload("a"), upload("b")], [(A, B)])
+    world.dispatcher.fail(run_id, A)
+    await world.orchestrator.list_runs(1)
+    monkeypatch.setattr(world.store, "commit", broken)
+    with pytest.raises(StoreUnavailableError):
+        await world.orchestrator.create_workflow()
+    assert world.dispatcher.jobs == {}
+    world.dispatcher.tell(other, TaskSucceeded(A, 1, 0.0, Placement(NodeId("n"), "ip", 0.0), {}))
+    world.clock.advance(60)
+    assert world.dispatcher.jobs == {}
+    assert world.clock.armed == 0
+
+
+async def test_closing_disarms_the_timers(world: World) -> None:
+    """A task that waits for its next try is left to the next orchestrator."""
+    retried = upload("a", retry={"max_attempts": 2, "backoff": 5})
+    _, run_id = await world.orchestrator.submit_workflow([retried], [])
+    world.dispatcher.fail(run_id, A)
+    await world.orchestrator.close()
+    assert world.clock.armed == 0
+    assert world.dispatcher.jobs == {}
+    await world.restart()
+    world.clock.advance(5)
+    assert world.dispatcher.submitted == [(A, 2)]
+
+
+async def test_a_start_that_fails_leaves_nothing_running(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had begun ends with it, and a second attempt goes on with every run."""
+    for name in "ab":
+        await world.orchestrator.submit_workflow([upload(name)], [])
+    load, calls = world.store.load_values, 0
+
+    def fails_once(run_id: RunId) -> dict[TaskId, dict[str, Value]]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise StoreUnavailableError("an outage")
+        return load(run_id)
+
+    monkeypatch.setattr(world.store, "load_values", fails_once)
+    with pytest.raises(StoreUnavailableError):
+        await world.restart()
+    assert world.dispatcher.jobs == {}
+    await world.orchestrator.start_monitor()
+    assert sorted(task_id for _, task_id in world.dispatcher.jobs) == [A, B]
+
+
+async def test_a_dispatcher_that_raises_makes_no_hole_in_the_log(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the machine told is stored all the same, so the run goes on after a restart."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a"), upload("b")], [(A, B)])
+
+    def raises(job: Job) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(world.dispatcher, "submit", raises)
+    with pytest.raises(RuntimeError):
+        world.dispatcher.succeed(run_id, A, out=b"")
+    assert (await world.orchestrator.describe_run(run_id))["last_seq"] == 2
+    await world.restart()
+    world.dispatcher.succeed(run_id, B, out=b"")
+    assert len(await world.messages(run_id)) == 5
+
+
+async def test_a_run_that_is_cancelled_while_the_service_closes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks is told that it was not done, as the next orchestrator goes on with the run."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
+    commits = HeldCommits(world, monkeypatch)
+    cancelling = asyncio.create_task(world.orchestrator.cancel_run(run_id))
+    await commits.entered()
+    closing = asyncio.create_task(world.orchestrator.close())
+    await asyncio.sleep(0)
+    commits.release()
+    with pytest.raises(UnavailableError):
+        await cancelling
+    await closing

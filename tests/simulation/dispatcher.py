@@ -1,0 +1,197 @@
+"""An engine that starts, finishes, fails, loses and hangs attempts, and reports them early, late and twice.
+
+It is worse than the port allows: it repeats reports, and may still report what was cancelled or lost,
+because the run machine promises to bear that. What it does of itself ends with its process.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from lattice.errors import InvalidRequestError
+from lattice.ids import Digest, NodeId, RunId, TaskId
+from lattice.ports import Call, CallResult, Definition, EngineNode, Job, Report
+from lattice.workflow.events import (
+    ErrorInfo,
+    Placement,
+    TaskFailed,
+    TaskLost,
+    TaskStarted,
+    TaskSucceeded,
+    Value,
+)
+from tests.simulation.ledger import Account, Attempt, Ledger
+from tests.simulation.nature import Nature
+
+_NODE = EngineNode(NodeId("engine-1"), "127.0.0.1", 64, 0, 65_536)
+
+Later = Callable[[float, Callable[[], None]], Callable[[], None]]
+
+
+class SimulatedDispatcher:
+    """The `Dispatcher` of one process. `later` calls back in that process, unless it is dead."""
+
+    def __init__(self, account: Account, ledger: Ledger, nature: Nature, later: Later) -> None:
+        self._account = account
+        self._ledger = ledger
+        self._nature = nature
+        self._later = later
+        self._closed = False
+        self._report: Callable[[RunId, Report], None] | None = None
+        #: What is still to happen of its own to attempts that go on, and how to prevent it.
+        self._coming: dict[tuple[RunId, TaskId, int], list[Callable[[], None]]] = {}
+        self._results = itertools.count(1)
+
+    async def start(
+        self, report: Callable[[RunId, Report], None], load_code: Callable[[Digest], bytes]
+    ) -> None:
+        """Remembers whom to tell."""
+        self._report = report
+
+    def submit(self, job: Job) -> None:
+        """Decides at once what becomes of the attempt, and lets it happen in time."""
+        if self._closed:
+            self._ledger.fail(f"{job.task_id} was submitted to a dispatcher that is closed")
+        attempt = self._ledger.submitted(self._account, job)
+        mood, nature = self._nature.mood, self._nature
+        begin = nature.delay(0.05)
+        end = begin + nature.delay(nature.choice((0.05, 1.0, 3.0)))
+        key = job.run_id, job.task_id, job.attempt
+        self._coming[key] = []
+        if nature.strikes(mood.task_lost):
+            # Before or after it began; the process may have begun it without saying so.
+            if nature.flips(0.7):
+                self._at(key, begin, lambda: self._started(attempt))
+            self._at(key, end, lambda: self._lost(attempt))
+            return
+        if nature.flips(mood.task_fails) and nature.flips(0.2):
+            self._at(key, begin, lambda: self._failed(attempt, began=False))
+            return
+        # A start that is not reported comes with the end; a time-out needs the report.
+        if job.timed or nature.flips(0.7):
+            self._at(key, begin, lambda: self._started(attempt))
+        if job.timed and nature.strikes(mood.task_hangs):
+            return
+        if nature.flips(mood.task_fails):
+            self._at(key, end, lambda: self._failed(attempt, began=True))
+        else:
+            self._at(key, end, lambda: self._succeeded(attempt))
+
+    def prepare(self, definition: Definition) -> None:
+        """Nothing: all is ready here."""
+
+    async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
+        """Chance, as far as people need to know."""
+        return {task_id: "chance" for run, task_id, _ in self._coming if run == run_id}
+
+    def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
+        """Ends an attempt; a report of it may be on its way already."""
+        self._ledger.note(f"process {self._account.number} cancels {run_id}/{task_id}#{attempt}")
+        found = self._account.attempts.get((run_id, task_id, attempt))
+        if found is None or found.over:
+            return
+        found.cancelled = True
+        self._stop((run_id, task_id, attempt))
+        if self._nature.strikes(self._nature.mood.report_late):
+            delay = self._nature.delay(0.5)
+            late = self._nature.choice((self._lost, self._succeeded))
+            self._later(delay, lambda: late(found))
+
+    def release(self, run_id: RunId, task_id: TaskId) -> None:
+        """Lets go of a task's values."""
+        self._account.held.pop((run_id, task_id), None)
+
+    async def call(self, call: Call) -> CallResult:
+        """Gives the arguments back."""
+        return CallResult(None, call.args)
+
+    async def render(self, value: Value, limit: int) -> bytes:
+        """Nothing is JSON here."""
+        raise InvalidRequestError("format", "a simulated value", "nothing is rendered")
+
+    async def nodes(self) -> list[EngineNode]:
+        """One node, on which everything fits."""
+        return [_NODE]
+
+    async def head_port(self) -> int:
+        """A port that nobody listens on."""
+        return 6379
+
+    async def close(self) -> None:
+        """Cancels what runs."""
+        self._closed = True
+        self.die()
+
+    def die(self) -> None:
+        """What runs ends with the process, and reports nothing any more."""
+        for key in [*self._coming]:
+            self._stop(key)
+        for attempt in self._account.attempts.values():
+            attempt.cancelled = attempt.cancelled or not attempt.over
+        self._account.held.clear()
+
+    # -- what happens to an attempt ----------------------------------------------------------
+
+    def _at(self, key: tuple[RunId, TaskId, int], delay: float, event: Callable[[], None]) -> None:
+        self._coming[key].append(self._later(delay, event))
+
+    def _stop(self, key: tuple[RunId, TaskId, int]) -> None:
+        for prevent in self._coming.pop(key, []):
+            prevent()
+
+    def _started(self, attempt: Attempt) -> None:
+        if attempt.began is None:
+            attempt.began = self._ledger.now()
+        self._tell(
+            attempt, TaskStarted(attempt.job.task_id, attempt.job.attempt, self._place(attempt))
+        )
+
+    def _succeeded(self, attempt: Attempt) -> None:
+        job = attempt.job
+        number = f"{self._account.number}.{next(self._results)}"
+        data = {key: f"{job.task_id}.{key} by {number}".encode() for key in job.output_keys}
+        values = {key: Value(len(each), each) for key, each in data.items()}
+        result = {key: each.decode() for key, each in data.items()}
+        place = self._place(attempt)
+        self._end(
+            attempt,
+            TaskSucceeded(job.task_id, job.attempt, self._ledger.now(), place, result, values),
+        )
+
+    def _failed(self, attempt: Attempt, *, began: bool) -> None:
+        job = attempt.job
+        error = ErrorInfo("ValueError", "the task's own fault", "Traceback")
+        place = self._place(attempt) if began else None
+        self._end(attempt, TaskFailed(job.task_id, job.attempt, self._ledger.now(), error, place))
+
+    def _lost(self, attempt: Attempt) -> None:
+        error = ErrorInfo("WorkerCrashedError", "its process died")
+        job = attempt.job
+        self._end(attempt, TaskLost(job.task_id, job.attempt, self._ledger.now(), error))
+
+    def _end(self, attempt: Attempt, report: TaskSucceeded | TaskFailed | TaskLost) -> None:
+        """Reports an end; perhaps once more, and perhaps another one that contradicts it."""
+        job, nature = attempt.job, self._nature
+        if not attempt.over:
+            self._coming.pop((job.run_id, job.task_id, job.attempt), None)
+            self._ledger.ended(self._account, attempt, report)
+        self._tell(attempt, report)
+        if nature.strikes(nature.mood.report_repeated):
+            self._later(nature.delay(0.5), lambda: self._tell(attempt, report))
+        if isinstance(report, TaskLost) and nature.strikes(nature.mood.report_late):
+            # The node was cut off, not dead.
+            self._later(nature.delay(0.5), lambda: self._succeeded(attempt))
+
+    def _tell(self, attempt: Attempt, report: Report) -> None:
+        job = attempt.job
+        self._ledger.note(
+            f"process {self._account.number} is told {type(report).__name__} "
+            f"of {job.run_id}/{job.task_id}#{job.attempt}"
+        )
+        assert self._report is not None
+        self._report(job.run_id, report)
+
+    def _place(self, attempt: Attempt) -> Placement:
+        began = self._ledger.now() if attempt.began is None else attempt.began
+        return Placement(_NODE.node_id, _NODE.node_ip, began)

@@ -1,0 +1,212 @@
+"""Planted faults of the recovery, the live runs and the run machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lattice.ids import RunId, TaskId
+from lattice.orchestrator.runs import Runs
+from lattice.ports import Report, RunRecord
+from lattice.store.memory import MemoryStore
+from lattice.workflow import run as machine
+from lattice.workflow.commands import ArmTimer, Cancel, Command, Execute, Release
+from lattice.workflow.events import Event, Recovered, TaskSucceeded
+from lattice.workflow.messages import Message, MessageType
+from lattice.workflow.run import Run, TaskState
+from tests.simulation.planted import Faults
+
+FAULTS = Faults()
+
+
+def _without(patch: pytest.MonkeyPatch, wrong: Callable[[Event, Command], bool]) -> None:
+    """Takes commands out of what the run machine wants done."""
+    handle = Run.handle
+
+    def broken(self: Run, event: Event) -> list[Command]:
+        return [command for command in handle(self, event) if not wrong(event, command)]
+
+    patch.setattr(Run, "handle", broken)
+
+
+@FAULTS.does("drops the first report after a restart")
+def _(patch: pytest.MonkeyPatch) -> None:
+    report, dropped = Runs.report, dict[int, RunId]()
+
+    def broken(self: Runs, run_id: RunId, word: Report) -> None:
+        run = self.live(run_id)
+        if run is not None and run.last_seq and id(self) not in dropped:
+            dropped[id(self)] = run_id
+        else:
+            report(self, run_id, word)
+
+    patch.setattr(Runs, "report", broken)
+
+
+@FAULTS.does("does not go on with the newest run after a restart")
+def _(patch: pytest.MonkeyPatch) -> None:
+    unfinished = MemoryStore.unfinished_runs
+
+    def broken(self: MemoryStore) -> list[RunRecord]:
+        return unfinished(self)[:-1]
+
+    patch.setattr(MemoryStore, "unfinished_runs", broken)
+
+
+@FAULTS.does("keeps finished runs in memory")
+def _(patch: pytest.MonkeyPatch) -> None:
+    class Sticky(dict[RunId, Any]):
+        def pop(self, *key: Any) -> Any:
+            return self.get(key[0])
+
+    made = Runs.__init__
+
+    def broken(self: Runs, *args: Any) -> None:
+        made(self, *args)
+        self._live = Sticky()
+
+    patch.setattr(Runs, "__init__", broken)
+
+
+@FAULTS.does("does not arm timers again after a restart")
+def _(patch: pytest.MonkeyPatch) -> None:
+    _without(
+        patch, lambda event, command: isinstance(event, Recovered) and isinstance(command, ArmTimer)
+    )
+
+
+@FAULTS.does("executes finished tasks again after a restart")
+def _(patch: pytest.MonkeyPatch) -> None:
+    handle = Run.handle
+
+    def broken(self: Run, event: Event) -> list[Command]:
+        commands = handle(self, event)
+        if isinstance(event, Recovered):
+            commands += [
+                Execute(task_id, progress.attempt + 1)
+                for task_id, progress in self.tasks.items()
+                if progress.state is TaskState.SUCCEEDED
+            ]
+        return commands
+
+    patch.setattr(Run, "handle", broken)
+
+
+@FAULTS.does("does not run again what ran when it died")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def broken(self: Run, at: float) -> None:
+        self._execute_ready()
+        self._finish_if_done(at)
+
+    patch.setattr(Run, "_recovered", broken)
+
+
+@FAULTS.does("never releases values")
+def _(patch: pytest.MonkeyPatch) -> None:
+    _without(patch, lambda event, command: isinstance(command, Release))
+
+
+@FAULTS.does("sends no cancel")
+def _(patch: pytest.MonkeyPatch) -> None:
+    _without(patch, lambda event, command: isinstance(command, Cancel))
+
+
+@FAULTS.does("takes a report of an old attempt for one of the current")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def broken(self: Run, task_id: TaskId, attempt: int, event: str) -> bool:
+        return self.tasks[task_id].state in (TaskState.QUEUED, TaskState.RUNNING)
+
+    patch.setattr(Run, "_is_current", broken)
+
+
+@FAULTS.does("counts a result that comes twice twice")
+def _(patch: pytest.MonkeyPatch) -> None:
+    handle = Run.handle
+
+    def broken(self: Run, event: Event) -> list[Command]:
+        if isinstance(event, TaskSucceeded) and event.task_id in self.tasks:
+            again = self.tasks[event.task_id].state is TaskState.SUCCEEDED
+            for target in self.graph.downstream[event.task_id] if again else ():
+                self.tasks[target].missing -= 1
+        return handle(self, event)
+
+    patch.setattr(Run, "handle", broken)
+
+
+@FAULTS.does("finishes before the last task has ended")
+def _(patch: pytest.MonkeyPatch) -> None:
+    finish = Run._finish_if_done
+
+    def broken(self: Run, at: float) -> None:
+        if self._unfinished == 1 and len(self.tasks) > 1:
+            self._unfinished = 0
+        finish(self, at)
+
+    patch.setattr(Run, "_finish_if_done", broken)
+
+
+@FAULTS.does("tries once more than the policy allows")
+def _(patch: pytest.MonkeyPatch) -> None:
+    failed = Run._failed
+
+    def broken(self: Run, task_id: TaskId, *args: Any) -> None:
+        progress = self.tasks[task_id]
+        progress.failures -= 1
+        failed(self, task_id, *args)
+        progress.failures += 1
+
+    patch.setattr(Run, "_failed", broken)
+
+
+@FAULTS.does("forgets failures when it restarts")
+def _(patch: pytest.MonkeyPatch) -> None:
+    recovered = Run._recovered
+
+    def broken(self: Run, at: float) -> None:
+        for progress in self.tasks.values():
+            progress.failures = 0
+        recovered(self, at)
+
+    patch.setattr(Run, "_recovered", broken)
+
+
+@FAULTS.does("lets a process die once too often")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(machine, "LOST_ATTEMPTS", machine.LOST_ATTEMPTS + 1)
+
+
+@FAULTS.does("waits too short a time")
+def _(patch: pytest.MonkeyPatch) -> None:
+    made: Callable[..., None] = ArmTimer.__init__
+
+    def broken(self: ArmTimer, *args: Any) -> None:
+        made(self, *args[:3], args[3] / 2)
+
+    patch.setattr(ArmTimer, "__init__", broken)
+
+
+@FAULTS.does("hands a task another output than it refers to")
+def _(patch: pytest.MonkeyPatch) -> None:
+    apply = Run._apply
+
+    def broken(self: Run, message: Message) -> None:
+        apply(self, message)
+        values = message.values
+        if message.type is MessageType.FINISH_TASK and message.task_id in self.values:
+            self.values[message.task_id] = dict(zip(values, [*values.values()][::-1], strict=True))
+
+    patch.setattr(Run, "_apply", broken)
+
+
+@FAULTS.does("starts a task when the first of its upstream tasks is done")
+def _(patch: pytest.MonkeyPatch) -> None:
+    made = Run.__init__
+
+    def broken(self: Run, *args: Any) -> None:
+        made(self, *args)
+        for progress in self.tasks.values():
+            progress.missing = min(progress.missing, 1)
+
+    patch.setattr(Run, "__init__", broken)
