@@ -52,6 +52,9 @@ _log = logging.getLogger(__name__)
 #: Tasks upstream that are named to people; of the others there is a number.
 _NAMED = 3
 
+# Made once: `json.dumps` with separators makes an encoder at each call.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 _OUTCOMES = {TaskSucceeded: "succeeded", TaskFailed: "failed", TaskLost: "lost"}
 
 
@@ -186,7 +189,7 @@ class Runs:
         for command in commands:
             match command:
                 case Publish(message):
-                    text = json.dumps(message.document(), separators=(",", ":"))
+                    text = _encode(message.document())
                     texts.append(text)
                     writes.append(
                         AppendMessage(run_id, message.seq, text, message.task_id, message.values)
