@@ -31,7 +31,7 @@ def main() -> None:
     """Starts a service and measures."""
     single: list[float] = []
     batched: list[float] = []
-    with service() as running, Rest(running.url) as rest:
+    with service(replica_warm_up=False) as running, Rest(running.url) as rest:
         register(rest, "warm-up", {})
         register(rest, "warm-up, batched", {"batch_config": BATCH})
         for number in range(ROUNDS):
