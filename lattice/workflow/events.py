@@ -36,11 +36,16 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
-    """An error as people and tools see it: qualified class name, text, the user's own traceback."""
+    """An error as people and tools see it: qualified class name, text, the user's own traceback.
+
+    `kinds` are the qualified names of the exception's class and of its bases, for retry policies; empty
+    where the error is no exception of user code. They are not told to subscribers.
+    """
 
     type: str
     message: str
     traceback: str = ""
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,13 @@ class TimerFired:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadlineReached:
+    """The time that the run may take is over, as an `ArmDeadline` command asked to be told."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     """Somebody wants the run to end."""
 
@@ -138,6 +150,7 @@ Event = (
     | TaskFailed
     | TaskLost
     | TimerFired
+    | DeadlineReached
     | CancelRequested
     | Recovered
 )
