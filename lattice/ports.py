@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
+from lattice.removal import Removable, Removal
 from lattice.workflow.events import (
     TaskFailed,
     TaskLost,
@@ -33,11 +34,15 @@ class PutWorkflow:
 
 @dataclass(frozen=True, slots=True)
 class PutTask:
-    """A task of a workflow, new or changed. `document` is JSON text; new tasks come last."""
+    """A task of a workflow, new or changed. `document` is JSON text; new tasks come last.
+
+    `code` is the blob that the task refers to.
+    """
 
     workflow_id: WorkflowId
     task_id: TaskId
     document: str
+    code: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +73,30 @@ class DeleteEdge:
 
 @dataclass(frozen=True, slots=True)
 class PutBlob:
-    """Bytes by their digest: code, and the graphs that runs work on. Putting twice is putting once."""
+    """Bytes by their digest: code, and the graphs that runs work on. Putting twice is putting once.
+
+    `uses` are the blobs that this one refers to: the codes of a graph.
+    """
 
     digest: Digest
     data: bytes
+    uses: tuple[Digest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PutRun:
-    """A new run of the graph whose JSON text is the blob `graph`."""
+    """A new run of the graph whose JSON text is the blob `graph`.
+
+    `deadline` is when it has to have ended, in seconds since the epoch; `retry_of` the run whose results
+    it takes over.
+    """
 
     run_id: RunId
     workflow_id: WorkflowId
     graph: Digest
     created: float
+    deadline: float | None = None
+    retry_of: RunId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +152,7 @@ Write = (
     | FinishRun
     | PutNode
     | PutReply
+    | Removal
 )
 
 
@@ -160,6 +176,8 @@ class RunRecord:
     status: str
     created: float
     finished: float | None
+    deadline: float | None = None
+    retry_of: RunId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +189,7 @@ class ReplyRecord:
     document: str
 
 
-class Store(Protocol):
+class Store(Removable, Protocol):
     """Durable state. Methods block, may be called from any thread, and are run off the event loop.
 
     All raise StoreUnavailableError when the database cannot be reached or refuses.
@@ -236,6 +254,15 @@ class ValueStorage(Protocol):
 
     def read(self, location: str, start: int = 0, size: int = -1) -> bytes:
         """Up to `size` bytes under `location` from `start`, all for -1. Raises FileNotFoundError."""
+
+    def owner(self, location: str) -> RunId:
+        """The run whose task stored what is under `location`."""
+
+    def stored_by(self, run_id: RunId) -> list[str]:
+        """Every location under which tasks of a run have left something, be it whole or not."""
+
+    def delete(self, locations: Sequence[str]) -> None:
+        """Removes what is under `locations`; what is not there is no error. Raises OSError."""
 
 
 # -- execution ---------------------------------------------------------------------------------
