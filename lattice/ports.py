@@ -484,13 +484,21 @@ class OrchestratorService(Protocol):
 
     async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]: ...
 
-    async def run_workflow(self, workflow_id: WorkflowId, once: Once | None = None) -> RunId: ...
+    async def run_workflow(
+        self,
+        workflow_id: WorkflowId,
+        once: Once | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> RunId: ...
 
     async def submit_workflow(
         self,
         tasks: Sequence[TaskUpload],
         edges: Sequence[tuple[TaskId, TaskId]],
         once: Once | None = None,
+        *,
+        deadline: float | None = None,
     ) -> tuple[WorkflowId, RunId]: ...
 
     async def add_langgraph_task(
@@ -512,6 +520,12 @@ class OrchestratorService(Protocol):
     async def describe_run(self, run_id: RunId) -> dict[str, object]: ...
 
     async def cancel_run(self, run_id: RunId) -> str: ...
+
+    async def retry_run(self, run_id: RunId, once: Once | None = None) -> RunId: ...
+
+    async def delete_run(self, run_id: RunId) -> None: ...
+
+    async def delete_runs(self, workflow_id: WorkflowId, limit: int) -> int: ...
 
     def follow(
         self, run_id: RunId, workflow_id: WorkflowId | None, after: int

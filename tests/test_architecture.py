@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
         "ports",
         "settings",
         "store",
+        "workflow.retry",  # what settings say of retries, as the orchestrator takes it
         "errors",
         "ids",
     },

@@ -91,7 +91,7 @@ def task(
     data_types: Mapping[str, str] | None = None,
     batch_size: int | None = None,
     batch_timeout: float | None = None,
-    retry: int | Mapping[str, float] | None = None,
+    retry: int | Mapping[str, Any] | None = None,
     timeout: float | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     name: str | None = None,
@@ -108,7 +108,7 @@ def task(
     data_types: Mapping[str, str] | None = None,
     batch_size: int | None = None,
     batch_timeout: float | None = None,
-    retry: int | Mapping[str, float] | None = None,
+    retry: int | Mapping[str, Any] | None = None,
     timeout: float | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     name: str | None = None,
@@ -123,7 +123,9 @@ def task(
         batch_size: the function takes a list of up to so many dicts and returns a list as long. It must
             tolerate being called again with a part of a list whose call failed.
         batch_timeout: seconds to wait for a batch to fill; 0 (the default) does not wait.
-        retry: how many times to try, or `max_attempts`, `backoff` and `max_backoff` (seconds).
+        retry: how many times to try; or `max_attempts`, `backoff` and `max_backoff` (seconds, of which up
+            to half is left to chance), and `on`: names of the exception classes that alone are tried
+            again, with their subclasses ("TaskTimeoutError" for time-outs).
         timeout: longest attempt, in seconds.
         runtime_env: `env_vars` and `pip` packages that the code needs.
         name: a name for people; by default that of the function.
@@ -194,7 +196,7 @@ def _needs(
     resources: Mapping[str, float] | None,
     batch_size: int | None,
     batch_timeout: float | None,
-    retry: int | Mapping[str, float] | None,
+    retry: int | Mapping[str, Any] | None,
     timeout: float | None,
     runtime_env: Mapping[str, Any] | None,
 ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lattice.ids import NodeId, TaskId
+from lattice.ids import NodeId, RunId, TaskId
 
 
 class TimerKind(StrEnum):
@@ -58,6 +58,23 @@ class Value:
     size: int
     inline: bytes | None = None
     location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a task returned: its bounded JSON summary, and where each output is."""
+
+    result: Mapping[str, object]
+    values: Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsTakenOver:
+    """Before the run begins: results that tasks of `run_id`, a run of the same graph, had are theirs here."""
+
+    run_id: RunId
+    at: float
+    results: Mapping[TaskId, Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +161,8 @@ class Recovered:
 
 
 Event = (
-    RunRequested
+    ResultsTakenOver
+    | RunRequested
     | TaskStarted
     | TaskSucceeded
     | TaskFailed

@@ -23,6 +23,9 @@ A failed attempt is tried again while the task's retry policy allows it (`retry.
 node is not the fault of the code, so it is counted apart, against `LOST_ATTEMPTS`; the restart of the
 orchestrator is counted against nothing.
 
+A run may begin with results that another run of the same graph had. They are told as `finish_task`
+messages that say where they were `taken_from`; their tasks have no attempts here.
+
 When a task has failed for good, what does not depend on it still finishes, what does is skipped, and
 the run ends as `failed`. A run that has a deadline and reaches it ends as `failed` at once: what runs is
 ended, what waits never begins, and the last message has the reason. `finish_workflow` is always the last
@@ -55,6 +58,7 @@ from lattice.workflow.events import (
     Event,
     Placement,
     Recovered,
+    ResultsTakenOver,
     RunRequested,
     TaskFailed,
     TaskLost,
@@ -97,6 +101,7 @@ class TaskState(StrEnum):
 class Cause(StrEnum):
     """Why a task changes its state."""
 
+    TAKE_OVER = "take_over"
     EXECUTE = "execute"
     START = "start"
     SUCCEED = "succeed"
@@ -108,6 +113,7 @@ class Cause(StrEnum):
 
 #: Every change of state that a task may undergo. The README's diagram is made from this table.
 TRANSITIONS: Mapping[tuple[TaskState, Cause], TaskState] = {
+    (TaskState.WAITING, Cause.TAKE_OVER): TaskState.SUCCEEDED,
     (TaskState.WAITING, Cause.EXECUTE): TaskState.QUEUED,
     (TaskState.WAITING, Cause.SKIP): TaskState.SKIPPED,
     (TaskState.WAITING, Cause.CANCEL): TaskState.CANCELLED,
@@ -202,7 +208,8 @@ class Run:
             if message.type is not MessageType.FINISH_WORKFLOW:
                 assert message.task_id is not None
                 progress = run.tasks[message.task_id]
-                if progress.state in (TaskState.WAITING, TaskState.BACKING_OFF):
+                begins = progress.state in (TaskState.WAITING, TaskState.BACKING_OFF)
+                if begins and "taken_from" not in message.data:
                     run._queue(message.task_id)
             run._apply(message)
         run._commands.clear()
@@ -213,6 +220,11 @@ class Run:
         """Whether the last message has been told."""
         return self.status is not RunStatus.RUNNING
 
+    @property
+    def unfinished(self) -> int:
+        """How many tasks have not ended."""
+        return self._unfinished
+
     def handle(self, event: Event) -> list[Command]:
         """The one door: what happened goes in, what is to be done comes out.
 
@@ -222,6 +234,8 @@ class Run:
         if self.ended:
             return []
         match event:
+            case ResultsTakenOver():
+                self._take_over(event)
             case RunRequested():
                 self._requested(event.at)
             case TaskStarted():
@@ -253,6 +267,29 @@ class Run:
         return dict(Counter(progress.state.value for progress in self.tasks.values()))
 
     # -- decisions ---------------------------------------------------------------------------
+
+    def _take_over(self, event: ResultsTakenOver) -> None:
+        for task_id in event.results:
+            progress = self.tasks.get(task_id)
+            upstream = self.graph.upstream.get(task_id, ())
+            if progress is None or progress.story or not event.results.keys() >= set(upstream):
+                raise InvalidTransitionError(
+                    self.run_id,
+                    task_id,
+                    progress.state.value if progress else "unknown task",
+                    f"ResultsTakenOver from {event.run_id}",
+                    progress.story if progress else (),
+                )
+        for task_id in self.graph.tasks:
+            if task_id in event.results:
+                found = event.results[task_id]
+                self._tell(
+                    MessageType.FINISH_TASK,
+                    task_id,
+                    event.at,
+                    {"result": found.result, "taken_from": event.run_id},
+                    found.values,
+                )
 
     def _requested(self, at: float) -> None:
         if self.deadline is not None:
@@ -441,10 +478,11 @@ class Run:
             return
         task_id = message.task_id
         assert task_id is not None
-        self._move(task_id, _CAUSES[message.type])
+        data = message.data
+        taken = message.type is MessageType.FINISH_TASK and "taken_from" in data
+        self._move(task_id, Cause.TAKE_OVER if taken else _CAUSES[message.type])
         self.last_seq = message.seq
         progress = self.tasks[task_id]
-        data = message.data
         if message.type is MessageType.START_TASK:
             progress.started = str(data["time"])
             return

@@ -18,6 +18,7 @@ POSTS: dict[str, Any] = {
     "/add_task": {"workflow_id": "w", "task_type": "code", "task_name": "n"},
     "/run_workflow": {"workflow_id": "w"},
     "/submit_workflow": {"tasks": [TASK]},
+    "/runs/r/retry": None,
     "/add_langgraph_task": {"workflow_id": "w", "task_name": "n", "code_ser": "AAAA"},
 }
 

@@ -28,6 +28,8 @@ from lattice.workflow.events import (
     Event,
     Placement,
     Recovered,
+    Result,
+    ResultsTakenOver,
     RunRequested,
     TaskFailed,
     TaskLost,
@@ -320,6 +322,43 @@ def test_a_run_that_reaches_its_deadline_ends_as_failed_with_the_reason() -> Non
     ]
     assert driver.feed(DeadlineReached(31.0)) == []
     assert driver.feed(succeeded(B)) == []
+
+
+def taken(*ids: TaskId) -> ResultsTakenOver:
+    result = Result({"out": 1}, {"out": Value(3, b"abc")})
+    return ResultsTakenOver(RunId("old"), 1.0, dict.fromkeys(ids, result))
+
+
+def test_a_run_begins_with_the_results_of_another() -> None:
+    """They are told first, none of their tasks is executed, and their values feed what comes after."""
+    driver = Driver(DIAMOND)
+    commands = driver.feed(taken(B, A))
+    assert executed(commands) == []
+    assert driver.told() == ["finish_task a", "finish_task b"]
+    assert driver.log[0].data["taken_from"] == "old"
+    assert driver.log[0].data["attempt"] == 0
+    assert set(driver.run.values) == {A, B}
+    assert driver.run.unfinished == 2
+    assert executed(driver.feed(RunRequested(1.0))) == [(C, 1)]
+    again = Run.replay(RunId("r"), DIAMOND, driver.log)
+    assert executed(again.handle(Recovered(2.0))) == [(C, 1)]
+    assert executed(driver.feed(succeeded(C))) == [(D, 1)]
+    driver.feed(succeeded(D))
+    assert driver.run.status is RunStatus.SUCCEEDED
+    assert driver.run.values == {}
+
+
+def test_results_that_cannot_be_taken_over_change_nothing() -> None:
+    """Of a task that is not there, without what they were made of, or after the beginning."""
+    driver = Driver(DIAMOND)
+    for event in (taken(TaskId("x")), taken(B)):
+        with pytest.raises(InvalidTransitionError, match="ResultsTakenOver from old"):
+            driver.run.handle(event)
+        driver.check()
+    driver.feed(RunRequested(1.0))
+    with pytest.raises(InvalidTransitionError):
+        driver.run.handle(taken(A))
+    assert driver.run.tasks[A].state is TaskState.QUEUED
 
 
 def test_a_deadline_goes_on_over_a_restart() -> None:
