@@ -304,6 +304,7 @@ def test_what_cannot_be_called_is_refused(declare: Callable[[], object], words: 
         ({"batch_size": 0}, "batch_config.batch_size"),
         ({"batch_timeout": 1.0}, "batch_timeout.*batch_size, which is missing"),
         ({"retry": 0}, "retry.max_attempts"),
+        ({"retry": {"on": "ValueError"}}, "retry.on"),
         ({"timeout": -1}, "timeout"),
         ({"runtime_env": {"conda": []}}, "runtime_env.conda"),
         ({"data_types": {"n": "str"}}, "data_types of 'f'.*'n'.*allowed: a, b"),
