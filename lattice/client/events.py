@@ -26,7 +26,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class TaskEvent(Event):
-    """One message about a task. `task` is its name, `attempt` counts from 1."""
+    """One message about a task. `task` is its name, `attempt` counts from 1.
+
+    It is 0 in a `FinishTask` whose result was taken over from the run that is retried.
+    """
 
     task: str
     task_id: str
@@ -79,9 +82,13 @@ class TaskRetry(TaskEvent):
 
 @dataclass(frozen=True, slots=True)
 class FinishWorkflow(Event):
-    """The run has ended; always the last. `status` is `succeeded`, `failed` or `cancelled`."""
+    """The run has ended; always the last. `status` is `succeeded`, `failed` or `cancelled`.
+
+    `reason` is why a run failed by itself, such as a deadline that passed; empty if tasks of it failed.
+    """
 
     status: str
+    reason: str = ""
 
 
 def parse(text: str | bytes, names: Mapping[str, str]) -> Event:
@@ -99,7 +106,8 @@ def parse(text: str | bytes, names: Mapping[str, str]) -> Event:
     }
     kind = message["type"]
     if kind == "finish_workflow":
-        return FinishWorkflow(**common, status=data["status"])
+        reason = (data.get("error") or {}).get("message", "")
+        return FinishWorkflow(**common, status=data["status"], reason=reason)
     if "task_id" not in data:
         return Event(**common)
     common |= {

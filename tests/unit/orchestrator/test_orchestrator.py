@@ -291,14 +291,14 @@ async def test_timers_of_finished_tasks_are_forgotten(world: World) -> None:
 
 
 async def test_a_retry_waits_for_its_time(world: World) -> None:
-    """The job is submitted again when the wait is over."""
+    """The job is submitted again when the wait is over: between half of `backoff` and all of it."""
     _, run_id = await world.orchestrator.submit_workflow(
         [upload("a", retry={"max_attempts": 2, "backoff": 3})], []
     )
     world.dispatcher.fail(run_id, A)
-    world.clock.advance(2.9)
+    world.clock.advance(1.4)
     assert world.dispatcher.submitted == [(A, 1)]
-    world.clock.advance(0.1)
+    world.clock.advance(1.6)
     assert world.dispatcher.submitted == [(A, 1), (A, 2)]
 
 
