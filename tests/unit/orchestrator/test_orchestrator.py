@@ -267,9 +267,12 @@ async def test_an_answer_is_committed_with_its_effect(
     """There is no moment with one and without the other."""
     groups: list[Sequence[Write]] = []
     commit = world.store.commit
-    monkeypatch.setattr(
-        world.store, "commit", lambda lease, writes: (groups.append(writes), commit(lease, writes))
-    )
+
+    def noted(lease: int, writes: Sequence[Write]) -> None:
+        groups.append(writes)
+        commit(lease, writes)
+
+    monkeypatch.setattr(world.store, "commit", noted)
     await world.orchestrator.create_workflow(Once("key", "f"))
     [group] = filter(None, groups)
     assert [type(write).__name__ for write in group] == ["PutWorkflow", "PutReply"]

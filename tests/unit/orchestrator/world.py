@@ -61,7 +61,8 @@ class World:
 
     async def workflow(self, *names: str, edges: str = "") -> WorkflowId:
         """A workflow of saved tasks whose ids are their names; `edges` as in `a>b b>c`."""
-        pairs = [tuple(map(TaskId, edge.split(">"))) for edge in edges.split()]
+        ends = (edge.split(">") for edge in edges.split())
+        pairs = [(TaskId(source), TaskId(target)) for source, target in ends]
         uploads = [upload(name) for name in names]
         workflow_id, run_id = await self.orchestrator.submit_workflow(uploads, pairs)
         await self.orchestrator.cancel_run(run_id)
