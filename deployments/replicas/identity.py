@@ -17,7 +17,7 @@ from typing import Any
 from lattice.execution.ray_remote import options_of
 from lattice.execution.shape import Shape
 from lattice.ports import Definition
-from lattice.workflow.task import BatchPolicy
+from lattice.workflow.task import BatchPolicy, CodeForm
 
 #: What the names of all applications of task definitions begin with.
 PREFIX = "lattice-task"
@@ -46,8 +46,12 @@ def application_name(definition: Definition, scope: str) -> str:
     """The name of a definition's application; `scope` keeps apart services that share a Serve."""
     shape = asdict(Shape.of(definition))
     shape["excluded"] = sorted(definition.excluded)
+    code = asdict(definition.code)
+    if definition.code.form is CodeForm.PICKLE:
+        # Only out of source does a name pick something; tasks of one pickle may be called anything.
+        del code["name"]
     document = {
-        "code": asdict(definition.code),
+        "code": code,
         "shape": shape,
         "batch": definition.batch.document(),
         "autoscaling": definition.scaling.document(),

@@ -41,12 +41,15 @@ class StartTask(TaskEvent):
     """A task has begun, in a process on the node `node_id`.
 
     `waited`: seconds before that, `queued`, and apart from these those in which a replica was `starting`
-    and its batch filled (`batching`).
+    and its batch filled (`batching`). `replica` and `batch_size` are of tasks that run on replicas: which
+    one, and how many calls it runs together.
     """
 
     node_id: str
     node_ip: str
     waited: Mapping[str, float] = field(default_factory=dict)
+    replica: str | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,8 @@ def parse(text: str | bytes, names: Mapping[str, str]) -> Event:
             node_id=data.get("node_id", ""),
             node_ip=data.get("node_ip", ""),
             waited=data.get("waited", {}),
+            replica=data.get("replica"),
+            batch_size=data.get("batch_size"),
         )
     if kind == "finish_task":
         return FinishTask(**common, result=data["result"], timing=data.get("timing", {}))
