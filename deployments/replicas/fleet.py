@@ -334,10 +334,14 @@ class Fleet:
             self._fail(application, status.failure, lost=False)
             self.remove(application)
             return
-        if status.ready != application.ready or application.paused:
-            if not status.ready:
+        # The router of the handle hears of a new replica a moment later than Serve's status: what is sent on
+        # its account too soon would queue up at the others. The first needs no such care.
+        ready = min(status.ready, max(1, application.seen))
+        application.seen = status.ready
+        if ready != application.ready or application.paused:
+            if not ready:
                 application.cold_since = self._loop.time()
-            application.ready = status.ready
+            application.ready = ready
             application.paused = False
             self._crew.changed(application)
 
