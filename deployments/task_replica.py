@@ -9,6 +9,7 @@ at a time; what a call comes to goes back in the frames of `lattice.execution.wi
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import time
@@ -126,12 +127,19 @@ class TaskReplica:
             NodeId(ray.get_runtime_context().get_node_id()),
             str(ray.util.get_node_ip_address()),  # type: ignore[no-untyped-call]  # Ray's own gap
         )
+
+        async def run_batch(items: list[_Item]) -> list[None]:
+            return await self._batch(items)
+
+        # Serve looks at the signature at each call, for which Python would make it anew each time.
+        signature = inspect.signature(run_batch)
+        run_batch.__signature__ = signature  # type: ignore[attr-defined]  # PEP 362
         # One more than run at a time: a full batch is cut before there is room.
         self._batcher: Any = serve.batch(
             max_batch_size=task.batch.batch_size,
             batch_wait_timeout_s=task.batch.batch_timeout,
             max_concurrent_batches=task.batch.max_concurrent_batches + 1,
-        )(self._batch)
+        )(run_batch)
         try:
             # In the thread that will call it, as some libraries tie what they load to a thread.
             self._function = await self._in_thread(

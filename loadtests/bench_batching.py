@@ -1,34 +1,28 @@
-"""What batching on replicas costs and gains, against floors measured in the same run.
+"""What batching on replicas costs and gains, against floors measured in the same rounds.
 
-`python -m loadtests.bench_batching` starts a Ray of its own. A batch takes 20 ms whatever its size, at most
-32 calls share one, 500 are in flight, and there is one replica: 1,600 items/s is what it can do. The floors
-are a hand-written `@serve.batch` deployment that is called once per item, and the same task unbatched.
+`python -m loadtests.bench_batching` takes two minutes. A batch takes 20 ms whatever its size, at most 32
+calls share one, 500 are in flight, and there is one replica: 1,600 items/s is what it can do. The floors are
+the same task unbatched, and a hand-written `@serve.batch` deployment that is called once per item. The
+latter does much better if it waits for a batch's calls as long as a batch runs, which one has to know, and
+best if it is called with groups of items, which is what the dispatcher does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import tempfile
+import statistics
 import time
-from collections.abc import Awaitable, Callable
+from typing import Any
 
-import ray
 from ray import serve
 
-from deployments.replicas.dispatcher import ReplicaDispatcher
-from deployments.replicas.fleet import Fleet
-from deployments.replicas.identity import Bounds
-from deployments.routing import RoutingDispatcher
-from lattice.execution.ray_tasks import RayTaskDispatcher
-from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Argument, Definition, Dispatcher, Job, Report
-from lattice.workflow.events import TaskStarted, TaskSucceeded
-from lattice.workflow.scaling import Scaling
-from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
+from lattice.workflow.task import BatchPolicy
+from loadtests.bench import Figure, engine, rate, ratios, show, tasks_on
 
-SECONDS, SIZE, IN_FLIGHT = 0.02, 32, 500
+SECONDS, SIZE, IN_FLIGHT, WAIT = 0.02, 32, 500, 0.01
 LIMIT = SIZE / SECONDS
+ROUNDS = 5
+GROUP = SIZE // 4
 ONE = f"import time\ndef run(p):\n    time.sleep({SECONDS})\n    return {{'y': p['x']}}\n"
 MANY = f"import time\ndef run(b):\n    time.sleep({SECONDS})\n    return [{{'y': p['x']}} for p in b]\n"
 
@@ -37,130 +31,84 @@ MANY = f"import time\ndef run(b):\n    time.sleep({SECONDS})\n    return [{{'y':
 class ByHand:
     """What one would write without Lattice."""
 
-    @serve.batch(max_batch_size=SIZE, batch_wait_timeout_s=0.01)
-    async def run(self, batch: list[int]) -> list[int]:
+    def __init__(self, wait: float) -> None:
+        self._run.set_batch_wait_timeout_s(wait)
+
+    @serve.batch(max_batch_size=SIZE)
+    async def _run(self, batch: list[int]) -> list[int]:
         await asyncio.to_thread(time.sleep, SECONDS)
         return batch
 
     async def __call__(self, x: int) -> int:
-        return await self.run(x)
+        return await self._run(x)
 
-
-async def rate(call: Callable[[int], Awaitable[object]], number: int) -> float:
-    """Calls per second, with `IN_FLIGHT` of them at a time."""
-    numbers = iter(range(number))
-
-    async def caller() -> None:
-        for x in numbers:
-            await call(x)
-
-    begun = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
-    return number / (time.perf_counter() - begun)
-
-
-class Caller:
-    """Calls a task through a dispatcher."""
-
-    def __init__(self, dispatcher: Dispatcher, source: str, *, batched: bool) -> None:
-        data = source.encode()
-        self.dispatcher = dispatcher
-        self.definition = Definition(
-            code=Code(Digest(hashlib.sha256(data).hexdigest()), CodeForm.SOURCE, "run"),
-            resources=Resources(cpu=0.1),
-            gpus=0.0,
-            batch=BatchPolicy(batched, SIZE, 0.01),
-            scaling=Scaling(max_replicas=1),
-            runtime_env={},
-            excluded=frozenset(),
-        )
-        self.batched = batched
-        self.sizes: list[int] = []
-        self.waiting: dict[TaskId, asyncio.Future[None]] = {}
-        self.calls = 0
-
-    def report(self, _: RunId, report: Report) -> None:
-        """An end wakes its caller."""
-        if isinstance(report, TaskStarted):
-            return
-        assert isinstance(report, TaskSucceeded), report
-        self.sizes.append(report.placement.batch_size or 1)
-        self.waiting.pop(report.task_id).set_result(None)
-
-    async def __call__(self, x: int) -> None:
-        self.calls += 1
-        task_id = TaskId(f"t{self.batched}{self.calls}")
-        done = self.waiting[task_id] = asyncio.get_running_loop().create_future()
-        self.dispatcher.submit(
-            Job(
-                run_id=RunId(f"r{x % 50}"),
-                task_id=task_id,
-                attempt=1,
-                name="run",
-                definition=self.definition,
-                arguments=(Argument("x", str(x)),),
-                output_keys=("y",),
-                timed=False,
-            )
-        )
-        await done
+    async def group(self, numbers: list[int]) -> list[int]:
+        return await asyncio.gather(*(self._run(x) for x in numbers))
 
 
 async def measure(folder: str) -> None:
     """Prints the figures."""
-    options = {"name": "by-hand", "route_prefix": None}
-    handle = await asyncio.to_thread(lambda: serve.run(ByHand.bind(), **options))
 
-    async def by_hand(x: int) -> None:
+    def by_hand(name: str, wait: float) -> Any:
+        return serve.run(ByHand.bind(wait), name=name, route_prefix=None)
+
+    handle = await asyncio.to_thread(by_hand, "by-hand", WAIT)
+    patient = await asyncio.to_thread(by_hand, "patient", SECONDS)
+
+    async def single(x: int) -> None:
         await handle.remote(x)
 
-    await rate(by_hand, 500)
-    floor = await rate(by_hand, 3_000)
-    url = f"file://{folder}"
-    fleet = Fleet(
-        url,
-        scope=folder,
-        owner=None,
-        bounds=Bounds(1, 30.0),
-        max_applications=10,
-        idle_seconds=300.0,
-        grace=2.0,
+    async def waiting(x: int) -> None:
+        await patient.remote(x)
+
+    async def group(x: int) -> None:
+        await patient.group.remote([x] * GROUP)
+
+    floors: list[float] = []
+    waited: list[float] = []
+    grouped: list[float] = []
+    alone: list[float] = []
+    reached: list[float] = []
+    sizes: list[float] = []
+    async with tasks_on(folder) as tasks:
+        batched = tasks.task(MANY, BatchPolicy(True, SIZE, WAIT))
+        unbatched = tasks.task(ONE)
+        await rate(single, 500, IN_FLIGHT)
+        await rate(waiting, 500, IN_FLIGHT)
+        await rate(batched, 1_000, IN_FLIGHT)
+        await unbatched(0)
+        for _ in range(ROUNDS):
+            floors.append(await rate(single, 2_000, IN_FLIGHT))
+            batched.sizes.clear()
+            reached.append(await rate(batched, 10_000, IN_FLIGHT))
+            sizes.append(statistics.mean(batched.sizes))
+            waited.append(await rate(waiting, 2_000, IN_FLIGHT))
+            calls = await rate(group, 10_000 // GROUP, IN_FLIGHT // GROUP)
+            grouped.append(calls * GROUP)
+            alone.append(await rate(unbatched, 100, IN_FLIGHT))
+    show(
+        [
+            Figure("by hand, one call per item, items/s", floors, 0),
+            Figure("  the same, waiting 20 ms", waited, 0),
+            Figure(f"  the same, groups of {GROUP}", grouped, 0),
+            Figure("replica, unbatched, items/s", alone, 0),
+            Figure("replica, batched, items/s", reached, 0),
+            Figure(f"  mean batch of {SIZE}", sizes, 1, at_least=30),
+            Figure(
+                f"  of the limit of {LIMIT:.0f}", [each / LIMIT for each in reached], at_least=0.9
+            ),
+            Figure("  times by hand", ratios(reached, floors), at_least=3),
+            Figure("  times by hand, waiting 20 ms", ratios(reached, waited)),
+            Figure("  times by hand, in groups", ratios(reached, grouped)),
+            Figure("  times unbatched", ratios(reached, alone), 1, at_least=20),
+        ]
     )
-    tasks = RayTaskDispatcher(url, 65536)
-    replicas = ReplicaDispatcher(fleet, url, 65536, held=tasks.held)
-    dispatcher = RoutingDispatcher(tasks, replicas, everything=True)
-    sources = {hashlib.sha256(each.encode()).hexdigest(): each.encode() for each in (ONE, MANY)}
-    batched, single = Caller(dispatcher, MANY, batched=True), Caller(dispatcher, ONE, batched=False)
-
-    def report(run_id: RunId, each: Report) -> None:
-        (batched if each.task_id.startswith("tTrue") else single).report(run_id, each)
-
-    await dispatcher.start(report, lambda digest: sources[digest])
-    await rate(batched, 1_000)
-    batched.sizes.clear()
-    reached = await rate(batched, 15_000)
-    await single(0)
-    alone = await rate(single, 600)
-    await dispatcher.close()
-    mean = sum(batched.sizes) / len(batched.sizes)
-    print(f"by hand, one call per item   {floor:7.0f} items/s")
-    print(f"replica, unbatched           {alone:7.0f} items/s")
-    print(f"replica, batched             {reached:7.0f} items/s, mean batch {mean:.1f} of {SIZE}")
-    print(f"  of the limit of {LIMIT:.0f}/s      {reached / LIMIT:7.2f}")
-    print(f"  times by hand              {reached / floor:7.2f}")
-    print(f"  times unbatched            {reached / alone:7.1f}")
 
 
 def main() -> None:
     """Starts an engine and measures."""
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-        serve.start(proxy_location="Disabled")
-        try:
-            asyncio.run(measure(folder))
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+    with engine() as folder:
+        asyncio.run(measure(folder))
 
 
 if __name__ == "__main__":

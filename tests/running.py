@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,19 +47,20 @@ def wait_for(what: str, condition: Callable[[], Any], patience: float = PATIENCE
 
 @dataclass
 class Service:
-    """A running service. `log` is what it printed."""
+    """A running service. `log` is what it printed; `command` what starts it with a configuration."""
 
     url: str
     config: Path
     environ: dict[str, str]
     log: Path
+    command: Sequence[str] = ("make", "serve")
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> None:
         """Starts it as the README says, and waits until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["make", "serve", f"CONFIG={self.config}"],
+                [*self.command, f"CONFIG={self.config}"],
                 cwd=ROOT,
                 env=self.environ,
                 stdout=log,
@@ -122,7 +123,9 @@ INGRESS = "ray::ServeReplica:lattice:ingress"
 
 
 @contextmanager
-def running_service(**settings: object) -> Iterator[Service]:
+def running_service(
+    command: Sequence[str] = Service.command, **settings: object
+) -> Iterator[Service]:
     """A service of its own, with `settings` as the configuration's `args`; stopped at the end."""
     # Short, as Ray puts sockets below it, whose paths may have at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
@@ -144,7 +147,7 @@ def running_service(**settings: object) -> Iterator[Service]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
     }
-    service = Service(f"http://127.0.0.1:{port}", config, environ, folder / "serve.log")
+    service = Service(f"http://127.0.0.1:{port}", config, environ, folder / "serve.log", command)
     try:
         service.start()
         yield service

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from deployments.replicas import identity
 from lattice.ids import RunId, TaskId
 from lattice.ports import Definition, Job
 
@@ -28,6 +29,7 @@ class Application:
         groups: calls of the handle that are under way.
         to_warm: a replica is wanted before there is work.
         warming: the call that makes Serve start it.
+        group_size, calls_ahead, groups_ahead: as `identity` has them, which is asked for with each job.
     """
 
     name: str
@@ -46,6 +48,14 @@ class Application:
     groups: set[Group] = field(default_factory=set)
     to_warm: bool = False
     warming: asyncio.Task[None] | None = None
+    group_size: int = field(init=False)
+    calls_ahead: int = field(init=False)
+    groups_ahead: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.group_size = identity.group_size(self.definition)
+        self.calls_ahead = identity.calls_ahead(self.definition)
+        self.groups_ahead = identity.groups_ahead(self.definition)
 
     @property
     def busy(self) -> bool:

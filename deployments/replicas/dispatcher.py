@@ -128,9 +128,9 @@ class ReplicaDispatcher:
         if application.handle is None or application.paused:
             return 0
         replicas = max(1, application.ready)
-        if len(application.groups) >= replicas * identity.groups_ahead(application.definition):
+        if len(application.groups) >= replicas * application.groups_ahead:
             return 0
-        return replicas * identity.calls_ahead(application.definition)
+        return replicas * application.calls_ahead
 
     def _pump_soon(self) -> None:
         if self._pump_due or not self._queue.has_next or self._closed:
@@ -150,7 +150,7 @@ class ReplicaDispatcher:
             alone = (each.job.run_id, each.job.task_id) in self._suspects
             taken.setdefault((each.application, alone), []).append(each)
         for (application, alone), attempts in taken.items():
-            size = 1 if alone else identity.group_size(application.definition)
+            size = 1 if alone else application.group_size
             for start in range(0, len(attempts), size):
                 self._send(application, attempts[start : start + size], alone)
         self._pump_soon()

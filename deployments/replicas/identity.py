@@ -7,6 +7,7 @@ names of inputs and outputs do not: one function used in ten workflows is one de
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -17,7 +18,8 @@ from typing import Any
 from lattice.execution.ray_remote import options_of
 from lattice.execution.shape import Shape
 from lattice.ports import Definition
-from lattice.workflow.task import BatchPolicy, CodeForm
+from lattice.workflow.scaling import Scaling
+from lattice.workflow.task import BatchPolicy, Code, CodeForm
 
 #: What the names of all applications of task definitions begin with.
 PREFIX = "lattice-task"
@@ -44,17 +46,22 @@ class Bounds:
 
 def application_name(definition: Definition, scope: str) -> str:
     """The name of a definition's application; `scope` keeps apart services that share a Serve."""
-    shape = asdict(Shape.of(definition))
-    shape["excluded"] = sorted(definition.excluded)
-    code = asdict(definition.code)
-    if definition.code.form is CodeForm.PICKLE:
+    shape = Shape.of(definition)
+    return _name(definition.code, shape, definition.batch, definition.scaling, scope)
+
+
+# Asked for with each job, and jobs of one definition come in thousands.
+@functools.lru_cache(maxsize=1_000)
+def _name(code: Code, shape: Shape, batch: BatchPolicy, scaling: Scaling, scope: str) -> str:
+    what = asdict(code)
+    if code.form is CodeForm.PICKLE:
         # Only out of source does a name pick something; tasks of one pickle may be called anything.
-        del code["name"]
+        del what["name"]
     document = {
-        "code": code,
-        "shape": shape,
-        "batch": definition.batch.document(),
-        "autoscaling": definition.scaling.document(),
+        "code": what,
+        "shape": asdict(shape) | {"excluded": sorted(shape.excluded)},
+        "batch": batch.document(),
+        "autoscaling": scaling.document(),
         "python": sys.version_info[:2],
     }
     text = json.dumps(document, sort_keys=True)

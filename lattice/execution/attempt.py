@@ -8,8 +8,11 @@ the next tasks the large outputs, pickled. Nothing that user code does makes the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import io
 import json
+import operator
 import os
 import pickle
 import sys
@@ -379,6 +382,18 @@ def render(value: Value, storage_url: str, limit: int) -> bytes:
         return wire.encode_rendering(describe(error, "value"))
 
 
+def _by_fields(kind: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    names = [field.name for field in dataclasses.fields(kind)]
+    values = operator.attrgetter(*names)
+    return lambda instance: (kind, values(instance))
+
+
+#: How what comes with each job is pickled: dataclasses with slots look up their fields at each instance.
+_REDUCERS: dict[type, Callable[[Any], Any]] = {
+    kind: _by_fields(kind) for kind in (Assignment, Argument, Code, Value)
+}
+
+
 def encode(assignment: Assignment) -> bytes:
     """The bytes from which a worker makes `assignment`: our own classes, pickled."""
     return pickle.dumps(assignment, protocol=5)
@@ -392,7 +407,11 @@ def decode(data: bytes) -> Assignment:
 
 def encode_group(assignments: Sequence[Assignment]) -> bytes:
     """Many at once, so that what they share, such as their code, is written once."""
-    return pickle.dumps([*assignments], protocol=5)
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, protocol=5)
+    pickler.dispatch_table = _REDUCERS
+    pickler.dump([*assignments])
+    return file.getvalue()
 
 
 def decode_group(data: bytes) -> list[Assignment]:

@@ -69,6 +69,9 @@ _log = logging.getLogger(__name__)
 #: Tasks upstream that are named to people; of the others there is a number.
 _NAMED = 3
 
+# Made once: `json.dumps` with separators makes an encoder at each call.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 _OUTCOMES = {TaskSucceeded: "succeeded", TaskFailed: "failed", TaskLost: "lost"}
 
 
@@ -295,7 +298,7 @@ class Runs:
 
 def append_message(run_id: RunId, message: Message) -> AppendMessage:
     """The write that logs a message."""
-    text = json.dumps(message.document(), separators=(",", ":"))
+    text = _encode(message.document())
     return AppendMessage(run_id, message.seq, text, message.task_id, message.values)
 
 
