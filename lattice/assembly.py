@@ -14,10 +14,11 @@ from lattice.execution.ray_cluster import connect
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
 from lattice.observability.telemetry import NoTelemetry
-from lattice.orchestrator import Limits, Orchestrator
+from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention
 from lattice.ports import Dispatcher, Telemetry
 from lattice.settings import LatticeSettings
 from lattice.store import open_store
+from lattice.workflow.retry import RetryPolicy
 
 
 class SystemClock:
@@ -77,5 +78,18 @@ def build_orchestrator(
             max_tasks_per_workflow=settings.max_tasks_per_workflow,
             max_result_bytes=settings.max_result_bytes,
             call_timeout=settings.call_timeout,
+            max_live_runs=settings.max_live_runs,
+            max_unfinished_tasks=settings.max_unfinished_tasks,
+        ),
+        defaults=Defaults(
+            retry=RetryPolicy(settings.default_retry_attempts, settings.default_retry_backoff),
+            timeout=settings.default_timeout,
+            deadline=settings.default_deadline,
+        ),
+        retention=Retention(
+            run_seconds=settings.retention_seconds,
+            runs=settings.retention_runs,
+            reply_seconds=settings.idempotency_seconds,
+            period=settings.housekeeping_seconds,
         ),
     )

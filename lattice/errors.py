@@ -14,7 +14,9 @@ LatticeError
 ├── TooLargeError                  over a limit of the settings
 ├── ForbiddenError                 a request that a foreign web page made a browser send
 ├── UserCodeError                  the user's own code failed in a synchronous call
+├── CallTimeoutError               a synchronous call took too long
 ├── UnavailableError               not now; trying again may help
+│   ├── OverloadedError            a bound on what is under way
 │   ├── OrchestratorNotInitializedError
 │   ├── StoreUnavailableError
 │   └── LeaseLostError             another orchestrator has taken over
@@ -195,6 +197,20 @@ class UserCodeError(LatticeError):
         return self.traceback or f"{self.error_type}: {self.message}"
 
 
+class CallTimeoutError(LatticeError):
+    """A synchronous call that did not end within `limit` seconds, waiting included, and was given up."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"the call did not end within call_timeout, {self.limit:g} s, and was given up: it ran for too "
+            "long, or waited as long for free resources (GET /workers shows what there is)"
+        )
+
+
 class UnavailableError(LatticeError):
     """The service cannot do it now. `retry_after` is in seconds."""
 
@@ -205,6 +221,22 @@ class UnavailableError(LatticeError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class OverloadedError(UnavailableError):
+    """More than a bound allows would be under way. `limit` is the setting's name, counts are in `unit`."""
+
+    def __init__(self, limit: str, found: int, allowed: int, unit: str) -> None:
+        LatticeError.__init__(self, limit, found, allowed, unit)
+        self.limit = limit
+        self.found = found
+        self.allowed = allowed
+        self.unit = unit
+        self.reason = (
+            f"{limit}: {found} {unit} would be under way; at most {allowed} are allowed: try again when "
+            "some have ended"
+        )
+        self.retry_after = 5.0
 
 
 class OrchestratorNotInitializedError(UnavailableError, RuntimeError):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
+from lattice.removal import Removable, Removal
 from lattice.workflow.events import (
     TaskFailed,
     TaskLost,
@@ -35,11 +36,15 @@ class PutWorkflow:
 
 @dataclass(frozen=True, slots=True)
 class PutTask:
-    """A task of a workflow, new or changed. `document` is JSON text; new tasks come last."""
+    """A task of a workflow, new or changed. `document` is JSON text; new tasks come last.
+
+    `code` is the blob that the task refers to.
+    """
 
     workflow_id: WorkflowId
     task_id: TaskId
     document: str
+    code: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +75,30 @@ class DeleteEdge:
 
 @dataclass(frozen=True, slots=True)
 class PutBlob:
-    """Bytes by their digest: code, and the graphs that runs work on. Putting twice is putting once."""
+    """Bytes by their digest: code, and the graphs that runs work on. Putting twice is putting once.
+
+    `uses` are the blobs that this one refers to: the codes of a graph.
+    """
 
     digest: Digest
     data: bytes
+    uses: tuple[Digest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PutRun:
-    """A new run of the graph whose JSON text is the blob `graph`."""
+    """A new run of the graph whose JSON text is the blob `graph`.
+
+    `deadline` is when it has to have ended, in seconds since the epoch; `retry_of` the run whose results
+    it takes over.
+    """
 
     run_id: RunId
     workflow_id: WorkflowId
     graph: Digest
     created: float
+    deadline: float | None = None
+    retry_of: RunId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +154,7 @@ Write = (
     | FinishRun
     | PutNode
     | PutReply
+    | Removal
 )
 
 
@@ -162,6 +178,8 @@ class RunRecord:
     status: str
     created: float
     finished: float | None
+    deadline: float | None = None
+    retry_of: RunId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +191,7 @@ class ReplyRecord:
     document: str
 
 
-class Store(Protocol):
+class Store(Removable, Protocol):
     """Durable state. Methods block, may be called from any thread, and are run off the event loop.
 
     All raise StoreUnavailableError when the database cannot be reached or refuses.
@@ -238,6 +256,15 @@ class ValueStorage(Protocol):
 
     def read(self, location: str, start: int = 0, size: int = -1) -> bytes:
         """Up to `size` bytes under `location` from `start`, all for -1. Raises FileNotFoundError."""
+
+    def owner(self, location: str) -> RunId:
+        """The run whose task stored what is under `location`."""
+
+    def stored_by(self, run_id: RunId) -> list[str]:
+        """Every location under which tasks of a run have left something, be it whole or not."""
+
+    def delete(self, locations: Sequence[str]) -> None:
+        """Removes what is under `locations`; what is not there is no error. Raises OSError."""
 
 
 # -- execution ---------------------------------------------------------------------------------
@@ -469,13 +496,21 @@ class OrchestratorService(Protocol):
 
     async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]: ...
 
-    async def run_workflow(self, workflow_id: WorkflowId, once: Once | None = None) -> RunId: ...
+    async def run_workflow(
+        self,
+        workflow_id: WorkflowId,
+        once: Once | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> RunId: ...
 
     async def submit_workflow(
         self,
         tasks: Sequence[TaskUpload],
         edges: Sequence[tuple[TaskId, TaskId]],
         once: Once | None = None,
+        *,
+        deadline: float | None = None,
     ) -> tuple[WorkflowId, RunId]: ...
 
     async def add_langgraph_task(
@@ -497,6 +532,12 @@ class OrchestratorService(Protocol):
     async def describe_run(self, run_id: RunId) -> dict[str, object]: ...
 
     async def cancel_run(self, run_id: RunId) -> str: ...
+
+    async def retry_run(self, run_id: RunId, once: Once | None = None) -> RunId: ...
+
+    async def delete_run(self, run_id: RunId) -> None: ...
+
+    async def delete_runs(self, workflow_id: WorkflowId, limit: int) -> int: ...
 
     def follow(
         self, run_id: RunId, workflow_id: WorkflowId | None, after: int

@@ -51,7 +51,63 @@ class LatticeSettings(BaseModel):
         description="Largest result of a LangGraph call and largest JSON rendering of a value, in bytes.",
     )
     call_timeout: float = Field(
-        default=600.0, gt=0, description="Longest LangGraph call, in seconds."
+        default=600.0,
+        gt=0,
+        description="Longest LangGraph call, in seconds, waiting for resources included.",
+    )
+    max_live_runs: int = Field(
+        default=10_000,
+        ge=1,
+        description="Most runs that have not ended; beyond it, new ones are answered 503.",
+    )
+    max_unfinished_tasks: int = Field(
+        default=200_000,
+        ge=1,
+        description="Most tasks of all those runs that have not ended; beyond it, new runs are answered 503.",
+    )
+    default_retry_attempts: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="How often a task is tried that does not say so in `retry` when it is saved.",
+    )
+    default_retry_backoff: float = Field(
+        default=1.0,
+        ge=0,
+        le=86_400,
+        description="Longest wait before its second try, in seconds, if it does not say.",
+    )
+    default_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=31_536_000,
+        description="Longest attempt of a task that says no `timeout` when it is saved, in seconds.",
+    )
+    default_deadline: float | None = Field(
+        default=None,
+        gt=0,
+        le=31_536_000,
+        description="Longest run that says no `deadline` when it is started, in seconds.",
+    )
+    retention_seconds: float | None = Field(
+        default=30 * 86_400.0,
+        gt=0,
+        description="Seconds after its end until a run is deleted; null keeps runs for ever.",
+    )
+    retention_runs: int | None = Field(
+        default=100_000,
+        ge=0,
+        description="Most runs that have ended are kept, those that ended last; null keeps all.",
+    )
+    idempotency_seconds: float | None = Field(
+        default=86_400.0,
+        gt=0,
+        description="Seconds for which the answer to an `Idempotency-Key` is kept; null keeps it for ever.",
+    )
+    housekeeping_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds between two looks at what can be deleted.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         default=("localhost", "127.0.0.1", "[::1]"),

@@ -16,10 +16,11 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "ids": set(),
     "workflow": {"errors", "ids", "workflow"},
-    "ports": {"workflow", "ids", "errors"},
+    "removal": {"ids"},
+    "ports": {"workflow", "ids", "errors", "removal"},
     "settings": {"errors", "pydantic"},
-    "orchestrator": {"workflow", "ports", "errors", "ids", "orchestrator"},
-    "store": {"workflow", "ports", "errors", "ids", "store", "sqlalchemy", "alembic"},
+    "orchestrator": {"workflow", "ports", "removal", "errors", "ids", "orchestrator"},
+    "store": {"workflow", "ports", "removal", "errors", "ids", "store", "sqlalchemy", "alembic"},
     "execution": {"workflow", "ports", "errors", "ids", "execution", "fsspec"},
     "observability": {
         "ports",
@@ -50,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
         "ports",
         "settings",
         "store",
+        "workflow.retry",  # what settings say of retries, as the orchestrator takes it
         "errors",
         "ids",
     },

@@ -19,7 +19,8 @@ class Application:
     """A definition's application. Without `handle` it does not exist yet, or not any more.
 
     Attributes:
-        ready: replicas that take calls, as of the last look.
+        ready: replicas that take calls and may be counted on, as of the last look.
+        seen: replicas that Serve said were running at the last look.
         cold_since: since when work waits for a first replica, on the event loop's clock.
         paused: Serve has refused a call; the next look tells why.
         missing: looks in a row in which Serve did not know it.
@@ -39,6 +40,7 @@ class Application:
     creating: asyncio.Task[None] | None = None
     deleting: bool = False
     ready: int = 0
+    seen: int = 0
     paused: bool = False
     missing: int = 0
     refusals: int = 0

@@ -22,12 +22,14 @@ from deployments.replicas import identity
 from deployments.replicas.application import Application, Attempt, Group, Key
 from deployments.replicas.fleet import Fleet
 from deployments.task_replica import LargeReference
-from lattice.execution import attempt, wire
+from lattice.execution import attempt, ray_cluster, wire
 from lattice.execution.attempt import Assignment
 from lattice.execution.fair_queue import FairQueue
 from lattice.execution.held_values import HeldValues
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_starts import StartListener
+from lattice.execution.shape import Shape
+from lattice.execution.shortage import Room, shortage
 from lattice.ids import Digest, RunId, TaskId
 from lattice.ports import Definition, Job, Report
 from lattice.workflow.events import (
@@ -371,13 +373,19 @@ class ReplicaDispatcher:
 
     async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
         """What submitted attempts of a run that have not begun wait for."""
-        return {
-            taken.job.task_id: self._reason(taken)
-            for taken in [*self._attempts.values()]
+        attempts = [
+            taken
+            for taken in self._attempts.values()
             if taken.job.run_id == run_id and not taken.started
+        ]
+        rooms = None
+        if any(not taken.application.ready for taken in attempts):
+            rooms = await ray_cluster.ask_rooms()
+        return {
+            taken.job.task_id: self._reason(taken, rooms) for taken in attempts if not taken.started
         }
 
-    def _reason(self, taken: Attempt) -> str:
+    def _reason(self, taken: Attempt, rooms: list[Room] | None) -> str:
         application = taken.application
         now = self._loop.time()
         if application.deleting:
@@ -387,6 +395,9 @@ class ReplicaDispatcher:
                 return f"room for one more task definition: {self._fleet.room} are deployed"
             return "its definition to be deployed"
         if not application.ready:
+            lacking = rooms and shortage(Shape.of(application.definition), rooms)
+            if lacking:
+                return lacking
             return f"replica starting, {now - application.cold_since:.1f} s"
         if taken.group is None:
             busy = f"{application.ready} replicas" if application.ready > 1 else "the replica"

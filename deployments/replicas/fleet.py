@@ -24,8 +24,10 @@ from deployments.replicas.application import Application
 from deployments.replicas.identity import Bounds
 from deployments.replicas.serving import Status
 from deployments.task_replica import ReplicaTask
-from lattice.execution import attempt
+from lattice.execution import attempt, ray_cluster
 from lattice.execution.ray_failures import explain
+from lattice.execution.shape import Shape
+from lattice.execution.shortage import shortage
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import Digest
 from lattice.ports import Definition
@@ -37,6 +39,8 @@ _BUSY_WATCH = 1.0
 _IDLE_WATCH = 2.0
 #: Code up to this many bytes is part of the application, which Serve keeps; the rest is in the storage.
 _SMALL_CODE = 64 * 1024
+#: Seconds that work waits for a first replica before idle ones of other definitions give way.
+_PATIENCE = 1.0
 #: How often in a row Serve may fail to deploy an application before its jobs are told.
 _MAX_REFUSALS = 60
 #: Seconds that closing waits for Serve.
@@ -299,6 +303,7 @@ class Fleet:
                     found = await self._serve(serving.statuses, identity.prefix(self._scope))
                     for application in [*self._applications.values()]:
                         self._look(application, found.get(application.name))
+                    await self._make_places()
                 self._sweep()
             except Exception:
                 _logger.warning("Serve could not be asked for the applications", exc_info=True)
@@ -329,12 +334,41 @@ class Fleet:
             self._fail(application, status.failure, lost=False)
             self.remove(application)
             return
-        if status.ready != application.ready or application.paused:
-            if not status.ready:
+        # The router of the handle hears of a new replica a moment later than Serve's status: what is sent on
+        # its account too soon would queue up at the others. The first needs no such care.
+        ready = min(status.ready, max(1, application.seen))
+        application.seen = status.ready
+        if ready != application.ready or application.paused:
+            if not ready:
                 application.cold_since = self._loop.time()
-            application.ready = status.ready
+            application.ready = ready
             application.paused = False
             self._crew.changed(application)
+
+    async def _make_places(self) -> None:
+        """Idle replicas give way where work of others has waited for what they occupy."""
+        now = self._loop.time()
+        applications = self._applications.values()
+        stuck = [
+            each
+            for each in applications
+            if each.busy
+            and each.handle is not None
+            and not each.ready
+            and each.cold_since + _PATIENCE < now
+        ]
+        idle = [
+            each
+            for each in applications
+            if not each.busy and each.ready and not each.definition.scaling.min_replicas
+        ]
+        if not stuck or not idle:
+            return
+        rooms = await ray_cluster.ask_rooms()
+        if rooms and any(shortage(Shape.of(each.definition), rooms) for each in stuck):
+            idle = [each for each in idle if not each.busy and not each.deleting]
+            if idle:
+                self.remove(min(idle, key=lambda each: each.last_used))
 
     def _sweep(self) -> None:
         """Removes what has been idle for long."""

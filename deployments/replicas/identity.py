@@ -19,7 +19,7 @@ from lattice.execution.ray_remote import options_of
 from lattice.execution.shape import Shape
 from lattice.ports import Definition
 from lattice.workflow.scaling import Scaling
-from lattice.workflow.task import BatchPolicy, Code
+from lattice.workflow.task import BatchPolicy, Code, CodeForm
 
 #: What the names of all applications of task definitions begin with.
 PREFIX = "lattice-task"
@@ -53,8 +53,12 @@ def application_name(definition: Definition, scope: str) -> str:
 # Asked for with each job, and jobs of one definition come in thousands.
 @functools.lru_cache(maxsize=1_000)
 def _name(code: Code, shape: Shape, batch: BatchPolicy, scaling: Scaling, scope: str) -> str:
+    what = asdict(code)
+    if code.form is CodeForm.PICKLE:
+        # Only out of source does a name pick something; tasks of one pickle may be called anything.
+        del what["name"]
     document = {
-        "code": asdict(code),
+        "code": what,
         "shape": asdict(shape) | {"excluded": sorted(shape.excluded)},
         "batch": batch.document(),
         "autoscaling": scaling.document(),

@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket
 from lattice.api.models.schemas import ErrorResponse
 from lattice.api.responses import SafeJSONResponse
 from lattice.errors import (
+    CallTimeoutError,
     ConflictError,
     ForbiddenError,
     InvalidRequestError,
@@ -43,6 +44,7 @@ STATUS: Mapping[type, int] = {
     UserCodeError: 500,
     InvalidTransitionError: 500,
     UnavailableError: 503,
+    CallTimeoutError: 504,
 }
 
 #: The same for a WebSocket that has been accepted: private codes 4xxx, else those of RFC 6455.
@@ -67,6 +69,7 @@ _DESCRIPTIONS = {
     422: "The body or a parameter is malformed; `detail` names the field.",
     500: "The user's own code failed (`detail` is its traceback), or the service did.",
     503: "Not now; `Retry-After` says when to try again.",
+    504: "The call did not end within the setting `call_timeout`, waiting included.",
 }
 
 

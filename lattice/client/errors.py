@@ -123,12 +123,14 @@ class RunFailedError(LatticeError):
 
     Attributes:
         run_id: the run.
+        reason: why the run failed by itself, such as a deadline that passed; else empty.
         task, task_id, error_type, message, traceback: those of the first failure.
     """
 
-    def __init__(self, run_id: str, failures: Sequence[TaskFailure]) -> None:
-        super().__init__(run_id, tuple(failures))
+    def __init__(self, run_id: str, failures: Sequence[TaskFailure], reason: str = "") -> None:
+        super().__init__(run_id, tuple(failures), reason)
         self.run_id = run_id
+        self.reason = reason
         self.failures = tuple(failures)
         first = self.failures[0] if self.failures else TaskFailure("", "", "", "", "")
         self.task = first.task
@@ -138,8 +140,8 @@ class RunFailedError(LatticeError):
         self.traceback = first.traceback
 
     def __str__(self) -> str:
-        if not self.failures:
-            return f"run {self.run_id} failed"
+        if self.reason or not self.failures:
+            return f"run {self.run_id} failed" + (f": {self.reason}" if self.reason else "")
         text = str(self.failures[0])
         others = [failure.task for failure in self.failures[1:]]
         if others:

@@ -26,7 +26,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class TaskEvent(Event):
-    """One message about a task. `task` is its name, `attempt` counts from 1."""
+    """One message about a task. `task` is its name, `attempt` counts from 1.
+
+    It is 0 in a `FinishTask` whose result was taken over from the run that is retried.
+    """
 
     task: str
     task_id: str
@@ -38,12 +41,15 @@ class StartTask(TaskEvent):
     """A task has begun, in a process on the node `node_id`.
 
     `waited`: seconds before that, `queued`, and apart from these those in which a replica was `starting`
-    and its batch filled (`batching`).
+    and its batch filled (`batching`). `replica` and `batch_size` are of tasks that run on replicas: which
+    one, and how many calls it runs together.
     """
 
     node_id: str
     node_ip: str
     waited: Mapping[str, float] = field(default_factory=dict)
+    replica: str | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +85,13 @@ class TaskRetry(TaskEvent):
 
 @dataclass(frozen=True, slots=True)
 class FinishWorkflow(Event):
-    """The run has ended; always the last. `status` is `succeeded`, `failed` or `cancelled`."""
+    """The run has ended; always the last. `status` is `succeeded`, `failed` or `cancelled`.
+
+    `reason` is why a run failed by itself, such as a deadline that passed; empty if tasks of it failed.
+    """
 
     status: str
+    reason: str = ""
 
 
 def parse(text: str | bytes, names: Mapping[str, str]) -> Event:
@@ -99,7 +109,8 @@ def parse(text: str | bytes, names: Mapping[str, str]) -> Event:
     }
     kind = message["type"]
     if kind == "finish_workflow":
-        return FinishWorkflow(**common, status=data["status"])
+        reason = (data.get("error") or {}).get("message", "")
+        return FinishWorkflow(**common, status=data["status"], reason=reason)
     if "task_id" not in data:
         return Event(**common)
     common |= {
@@ -113,6 +124,8 @@ def parse(text: str | bytes, names: Mapping[str, str]) -> Event:
             node_id=data.get("node_id", ""),
             node_ip=data.get("node_ip", ""),
             waited=data.get("waited", {}),
+            replica=data.get("replica"),
+            batch_size=data.get("batch_size"),
         )
     if kind == "finish_task":
         return FinishTask(**common, result=data["result"], timing=data.get("timing", {}))

@@ -37,6 +37,7 @@ class Run:
         self.workflow_id = workflow_id
         self._service = service
         self._workflow_name = workflow_name
+        self._given_names = names
         self._names = _unique(names)
         self._outputs: dict[str, dict[str, Any]] = {}
         #: Objects that were fetched, by task id and output.
@@ -76,7 +77,7 @@ class Run:
             progress: shows a bar.
 
         Raises:
-            RunFailedError: a task failed; the error has its traceback.
+            RunFailedError: a task failed, and the error has its traceback; or the deadline passed.
             RunCancelledError: the run was cancelled.
             DeadlineError: the run did not end in time.
         """
@@ -86,7 +87,7 @@ class Run:
         if self._end.status == "cancelled":
             raise RunCancelledError(self.run_id)
         if self._end.status != "succeeded":
-            raise RunFailedError(self.run_id, self._failures)
+            raise RunFailedError(self.run_id, self._failures, self._end.reason)
         return {
             name: self._shown(task_id)
             for task_id, name in self._names.items()
@@ -124,6 +125,21 @@ class Run:
     def cancel(self) -> str:
         """Ends the run; its status, which is as it was for a run that had ended."""
         return self._service.cancel_run(self.run_id)
+
+    def retry(self) -> Run:
+        """A new run that does what this one, failed or cancelled, has left undone.
+
+        What has finished here does not run again: its results are those of the new run too.
+
+        Raises:
+            ServiceError: this run has not ended, or has succeeded; the status is 400.
+        """
+        run_id = self._service.retry_run(self.run_id)
+        return Run(self._service, self.workflow_id, run_id, self._given_names, self._workflow_name)
+
+    def delete(self) -> None:
+        """Deletes the run, which has ended, with its values on the service. Raises ServiceError."""
+        self._service.delete_run(self.run_id)
 
     def __repr__(self) -> str:
         of = f" of {self._workflow_name!r}" if self._workflow_name else ""

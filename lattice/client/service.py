@@ -26,11 +26,13 @@ from lattice.api.models.schemas import (
     CreateWorkflowResponse,
     DescribeRunResponse,
     HealthResponse,
+    RetryRunResponse,
     RunLangGraphTaskRequest,
     RunLangGraphTaskResponse,
     RunReport,
     RunWorkflowRequest,
     RunWorkflowResponse,
+    StatusResponse,
     SubmittedTask,
     SubmitWorkflowRequest,
     SubmitWorkflowResponse,
@@ -113,15 +115,18 @@ class Service:
     # -- workflows and runs ------------------------------------------------------------------
 
     def submit_workflow(
-        self, tasks: Sequence[SubmittedTask], edges: Sequence[tuple[str, str]]
+        self,
+        tasks: Sequence[SubmittedTask],
+        edges: Sequence[tuple[str, str]],
+        deadline: float | None = None,
     ) -> SubmitWorkflowResponse:
-        """Makes a workflow and starts a run of it."""
-        request = SubmitWorkflowRequest(tasks=list(tasks), edges=list(edges))
+        """Makes a workflow and starts a run of it, which has to end within `deadline` seconds."""
+        request = SubmitWorkflowRequest(tasks=list(tasks), edges=list(edges), deadline=deadline)
         return self._create(SubmitWorkflowResponse, "/submit_workflow", request)
 
-    def run_workflow(self, workflow_id: str) -> str:
-        """Starts a run; its id."""
-        request = RunWorkflowRequest(workflow_id=workflow_id)
+    def run_workflow(self, workflow_id: str, deadline: float | None = None) -> str:
+        """Starts a run, which has to end within `deadline` seconds; its id."""
+        request = RunWorkflowRequest(workflow_id=workflow_id, deadline=deadline)
         return self._create(RunWorkflowResponse, "/run_workflow", request).run_id
 
     def describe_run(self, run_id: str) -> RunReport:
@@ -131,6 +136,14 @@ class Service:
     def cancel_run(self, run_id: str) -> str:
         """Ends a run; its status now."""
         return self._call(CancelRunResponse, "POST", f"/runs/{run_id}/cancel").run_status
+
+    def retry_run(self, run_id: str) -> str:
+        """Starts a run of what a run has left undone; its id."""
+        return self._create(RetryRunResponse, f"/runs/{run_id}/retry", None).run_id
+
+    def delete_run(self, run_id: str) -> None:
+        """Deletes a run that has ended."""
+        self._call(StatusResponse, "DELETE", f"/runs/{run_id}")
 
     def task_result(self, run_id: str, task_id: str) -> dict[str, Any]:
         """The outputs of a finished task, each its JSON value or a description."""

@@ -94,7 +94,7 @@ def task(
     batch_timeout: float | None = None,
     max_concurrent_batches: int | None = None,
     autoscaling: Mapping[str, Any] | None = None,
-    retry: int | Mapping[str, float] | None = None,
+    retry: int | Mapping[str, Any] | None = None,
     timeout: float | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     name: str | None = None,
@@ -113,7 +113,7 @@ def task(
     batch_timeout: float | None = None,
     max_concurrent_batches: int | None = None,
     autoscaling: Mapping[str, Any] | None = None,
-    retry: int | Mapping[str, float] | None = None,
+    retry: int | Mapping[str, Any] | None = None,
     timeout: float | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     name: str | None = None,
@@ -131,7 +131,9 @@ def task(
         max_concurrent_batches: batches that a replica works on at a time, each in a thread; 1 by default.
         autoscaling: `min_replicas`, `max_replicas`, `target_ongoing_requests`, `upscale_delay`,
             `downscale_delay` (seconds) and `warm_up`, for tasks with a batch_size or a GPU and classes.
-        retry: how many times to try, or `max_attempts`, `backoff` and `max_backoff` (seconds).
+        retry: how many times to try; or `max_attempts`, `backoff` and `max_backoff` (seconds, of which up
+            to half is left to chance), and `on`: names of the exception classes that alone are tried
+            again, with their subclasses ("TaskTimeoutError" for time-outs).
         timeout: longest attempt, in seconds.
         runtime_env: `env_vars` and `pip` packages that the code needs.
         name: a name for people; by default that of the function.
@@ -219,7 +221,7 @@ def _needs(
     resources: Mapping[str, float] | None,
     batch_config: dict[str, Any] | None,
     autoscaling: Mapping[str, Any] | None,
-    retry: int | Mapping[str, float] | None,
+    retry: int | Mapping[str, Any] | None,
     timeout: float | None,
     runtime_env: Mapping[str, Any] | None,
 ) -> dict[str, Any]:

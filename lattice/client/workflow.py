@@ -95,8 +95,8 @@ class Workflow:
         self._edges[source.task_id, target.task_id] = None
         self._targets[source.task_id][target.task_id] = None
 
-    def run(self) -> Run:
-        """Starts a run.
+    def run(self, *, deadline: float | None = None) -> Run:
+        """Starts a run, which fails unless it ends within `deadline` seconds from now.
 
         Raises:
             InvalidRequestError: there are no tasks.
@@ -114,13 +114,13 @@ class Workflow:
         names = {task.task_id: task.name for task in self._tasks.values()}
         if self.workflow_id is not None and digest == self._submitted:
             try:
-                run_id = self._service.run_workflow(self.workflow_id)
+                run_id = self._service.run_workflow(self.workflow_id, deadline)
                 return Run(self._service, self.workflow_id, run_id, names, self.name)
             except ServiceError as error:
                 if error.status != 404:
                     raise
                 # The service has lost its data, so it gets the whole workflow again.
-        answer = self._service.submit_workflow(tasks, edges)
+        answer = self._service.submit_workflow(tasks, edges, deadline)
         self.workflow_id, self._submitted = answer.workflow_id, digest
         return Run(self._service, answer.workflow_id, answer.run_id, names, self.name)
 

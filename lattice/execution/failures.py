@@ -18,6 +18,9 @@ from lattice.workflow.events import ErrorInfo
 #: Longest message and traceback, in characters.
 MAX_MESSAGE = 4 * 1024
 MAX_TRACEBACK = 16 * 1024
+#: Most classes named of an exception, its own first, and longest of their names.
+MAX_KINDS = 32
+MAX_KIND = 500
 
 _NOT_USERS = (
     os.path.dirname(os.path.abspath(__file__)) + os.sep,
@@ -48,6 +51,15 @@ def type_name(kind: type) -> str:
     return printable(source.readable(name, ""))
 
 
+def kinds_of(kind: type) -> tuple[str, ...]:
+    """The qualified names of an exception class and of its bases, as retry policies name them."""
+    try:
+        names = (type_name(base) for base in kind.__mro__[:MAX_KINDS] if base is not object)
+        return tuple(name for name in names if len(name) <= MAX_KIND)
+    except BaseException:  # a metaclass of the user's may do anything when it is looked at
+        return ()
+
+
 def message_of(error: BaseException) -> str:
     """The text of an exception; for `sys.exit`, what was called."""
     if isinstance(error, SystemExit):
@@ -69,6 +81,7 @@ def describe(error: BaseException, name: str, message: str | None = None) -> Err
         type=type_name(type(error)),
         message=printable(message) if message is not None else _or_placeholder(text),
         traceback=_or_placeholder(lambda: _traceback(error, name)),
+        kinds=kinds_of(type(error)),
     )
 
 

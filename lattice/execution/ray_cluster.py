@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import signal
 import socket
 
@@ -13,6 +15,10 @@ from lattice.ids import NodeId
 from lattice.ports import EngineNode
 
 _MIB = 1024 * 1024
+#: Seconds that a request for what tasks wait for waits for the engine.
+_ROOMS_WAIT = 2.0
+
+_logger = logging.getLogger(__name__)
 
 
 def connect(port: int) -> None:
@@ -68,6 +74,16 @@ def rooms() -> list[Room]:
         for node in live_nodes()
         if node.node_id in free
     ]
+
+
+async def ask_rooms() -> list[Room] | None:
+    """As `rooms`, for somebody who is waiting: None if the head does not say it soon."""
+    try:
+        async with asyncio.timeout(_ROOMS_WAIT):
+            return await asyncio.to_thread(rooms)
+    except Exception:
+        _logger.warning("what is free in the cluster could not be listed", exc_info=True)
+        return None
 
 
 def head_port() -> int:

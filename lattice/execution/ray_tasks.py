@@ -50,8 +50,6 @@ _SLICE = 50
 _NODES_PERIOD = 2.0
 #: Seconds that closing waits for cancelled tasks to end.
 _CLOSE_WAIT = 5.0
-#: Seconds that a request for what tasks wait for waits for the engine.
-_ROOMS_WAIT = 2.0
 #: Values rendered at once. Rendering asks for no CPU, so that it does not wait behind tasks.
 _RENDERERS = 4
 _RENDER_SHAPE = Shape(cpus=0, memory=0, gpus=0, runtime_env="", excluded=frozenset())
@@ -295,11 +293,8 @@ class RayTaskDispatcher:
         ]
         if not attempts:
             return {}
-        try:
-            async with asyncio.timeout(_ROOMS_WAIT):
-                rooms = await asyncio.to_thread(ray_cluster.rooms)
-        except Exception:
-            _logger.warning("what is free in the cluster could not be listed", exc_info=True)
+        rooms = await ray_cluster.ask_rooms()
+        if rooms is None:
             return {taken.job.task_id: "a free worker" for taken in attempts}
         short = {shape: shortage(shape, rooms) for shape in {taken.shape for taken in attempts}}
         return {

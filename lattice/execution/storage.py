@@ -10,9 +10,9 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -62,6 +62,53 @@ class FsspecStorage:
             raise FileNotFoundError(location) from None
         return opened
 
+    def owner(self, location: str) -> RunId:
+        """The run whose task stored what is under `location`."""
+        return RunId(unquote(location.split("/")[1]))
+
+    def stored_by(self, run_id: RunId) -> list[str]:
+        """Every location under which tasks of a run have left something, be it whole or not."""
+        top = f"{self._root}/runs/{_part(run_id)}"
+        if not self._local:
+            paths = self._filesystem.find(top)
+        elif os.path.islink(top):
+            paths = [top]
+        else:
+            # Links, which only user code makes, are what is removed, not what they lead to.
+            paths = [
+                os.path.join(folder, name)
+                for folder, folders, files in os.walk(top)
+                for name in [*files, *(each for each in folders if _is_link(folder, each))]
+            ]
+        return [str(path)[len(self._root) + 1 :] for path in paths]
+
+    def delete(self, locations: Sequence[str]) -> None:
+        """Removes what is under `locations`, and folders that become empty. Raises OSError."""
+        folders: set[str] = set()
+        for location in locations:
+            folder, _, name = location.rpartition("/")
+            # The folder must be inside the root; the name may be that of a link to anywhere.
+            path = f"{self._path(folder)}/{name}"
+            with contextlib.suppress(FileNotFoundError):
+                if self._local:
+                    os.unlink(path)
+                else:
+                    self._filesystem.rm_file(path)
+            folders.add(folder)
+        if self._local:
+            for folder in folders:
+                self._remove_empty(folder)
+
+    def _remove_empty(self, folder: str) -> None:
+        while folder.count("/"):  # not the folder of all runs
+            try:
+                os.rmdir(f"{self._root}/{folder}")
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return  # something is in it
+            folder = folder.rpartition("/")[0]
+
     @contextlib.contextmanager
     def write(self, location: str) -> Iterator[IO[bytes]]:
         """A file whose content is under `location` once the block is left; not if the block raises."""
@@ -97,6 +144,10 @@ class FsspecStorage:
             if os.path.commonpath([root, os.path.realpath(path)]) != root:
                 raise FileNotFoundError(location)
         return path
+
+
+def _is_link(folder: str, name: str) -> bool:
+    return os.path.islink(os.path.join(folder, name))
 
 
 def _sync_folder(folder: str) -> None:

@@ -99,7 +99,7 @@ def decode_end(frame: bytes) -> End:
         task_id, attempt, at = header["task"], header["attempt"], header["at"]
         placement = Placement(*header["placement"]) if "placement" in header else None
         if "error" in header:
-            error = ErrorInfo(*header["error"])
+            error = _decode_error(header["error"])
             if header["lost"]:
                 return TaskLost(task_id, attempt, at, error)
             return TaskFailed(task_id, attempt, at, error, placement)
@@ -144,7 +144,7 @@ def decode_call(frame: bytes) -> CallResult | UserCodeError | TooLarge:
     try:
         header, blobs = _unframe(frame)
         if "error" in header:
-            return UserCodeError(*header["error"])
+            return UserCodeError(*header["error"][:3])
         if "too_large" in header:
             return TooLarge(header["too_large"])
         text, pickled = blobs
@@ -173,7 +173,7 @@ def decode_rendering(frame: bytes) -> Rendering:
         if "too_large" in header:
             return TooLarge(header["too_large"])
         if "error" in header:
-            return ErrorInfo(*header["error"])
+            return _decode_error(header["error"])
         (text,) = blobs
         return text
     except Exception as error:
@@ -190,7 +190,7 @@ def find_error(text: str) -> ErrorInfo | None:
     """The last error that `error_text` has put into `text`, if there is one."""
     found = _ERROR.findall(text)
     try:
-        return ErrorInfo(*_decode(base64.b64decode(found[-1]).decode())) if found else None
+        return _decode_error(_decode(base64.b64decode(found[-1]).decode())) if found else None
     except Exception:  # cut off, or written by user code
         return None
 
@@ -207,5 +207,10 @@ def _placement(placement: Placement) -> list[object]:
     return where
 
 
-def _error(error: ErrorInfo) -> list[str]:
-    return [error.type, error.message, error.traceback]
+def _error(error: ErrorInfo) -> list[object]:
+    return [error.type, error.message, error.traceback, error.kinds]
+
+
+def _decode_error(fields: list[Any]) -> ErrorInfo:
+    kind, message, traceback, kinds = fields
+    return ErrorInfo(kind, message, traceback, tuple(map(str, kinds)))

@@ -1,5 +1,6 @@
 """The imperative shell around the run machine: owns workflows, runs, their log and their subscribers."""
 
-from lattice.orchestrator.orchestrator import Limits, Orchestrator
+from lattice.orchestrator.orchestrator import Orchestrator
+from lattice.orchestrator.policies import Defaults, Limits, Retention
 
-__all__ = ["Limits", "Orchestrator"]
+__all__ = ["Defaults", "Limits", "Orchestrator", "Retention"]

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from lattice.errors import InvalidRequestError, TooLargeError, WorkflowNotFoundError
 from lattice.ids import Digest, TaskId, WorkflowId
 from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.policies import Defaults
 from lattice.ports import (
     Clock,
     CodeUpload,
@@ -31,6 +32,7 @@ from lattice.ports import (
 )
 from lattice.workflow import checks
 from lattice.workflow.graph import Workflow
+from lattice.workflow.retry import with_defaults
 from lattice.workflow.task import Code, CodeForm, Task, TaskKind, check_scaling
 
 #: How many workflows are kept in memory; the others are read again when they are needed.
@@ -41,13 +43,20 @@ class Catalogue:
     """Workflows by id."""
 
     def __init__(
-        self, store: Store, journal: Journal, clock: Clock, ids: IdSource, max_tasks: int
+        self,
+        store: Store,
+        journal: Journal,
+        clock: Clock,
+        ids: IdSource,
+        max_tasks: int,
+        defaults: Defaults,
     ) -> None:
         self._store = store
         self._journal = journal
         self._clock = clock
         self._ids = ids
         self._max_tasks = max_tasks
+        self._defaults = defaults
         self._workflows: OrderedDict[WorkflowId, Workflow] = OrderedDict()
 
     async def workflow(self, workflow_id: WorkflowId) -> Workflow:
@@ -94,7 +103,7 @@ class Catalogue:
         if upload.code is not None:
             code, blob = _code(upload.code, name)
             writes.append(blob)
-        task = _task(upload.definition, old.task_id, name, old.kind, code)
+        task = _task(self._definition(upload), old.task_id, name, old.kind, code)
         added = workflow.save_task(task, add_edges=add_edges)
         writes.append(_put(workflow, task))
         writes += [PutEdge(workflow.workflow_id, source, target) for source, target in added]
@@ -149,20 +158,30 @@ class Catalogue:
                     "a submitted task needs a task_name and code_str or code_ser",
                 )
             code, blob = _code(upload.code, upload.name)
-            task = _task(upload.definition, upload.task_id, upload.name, TaskKind.CODE, code)
+            definition = self._definition(upload)
+            task = _task(definition, upload.task_id, upload.name, TaskKind.CODE, code)
             if task.task_id in saved:
                 raise InvalidRequestError(
                     "task_id", f"{task.task_id!r} twice", "each task needs an id of its own"
                 )
             saved[task.task_id] = task
             blobs[blob.digest] = blob
-            writes.append(PutTask(workflow_id, task.task_id, json.dumps(task.document())))
+            writes.append(
+                PutTask(workflow_id, task.task_id, json.dumps(task.document()), code.digest)
+            )
         writes += blobs.values()
         # All at once, and then one look at the whole: edge by edge would take the square of the time.
         workflow = Workflow(workflow_id, saved.values())
         workflow.add_edges(edges)
         writes += [PutEdge(workflow_id, source, target) for source, target in workflow.edges]
         return workflow, writes
+
+    def _definition(self, upload: TaskUpload) -> Mapping[str, object]:
+        """What a user saves, with the service's defaults for what is not said."""
+        definition = with_defaults(upload.definition, self._defaults.retry)
+        if self._defaults.timeout is None:
+            return definition
+        return {"timeout": self._defaults.timeout, **definition}
 
     def _check_count(self, count: int) -> None:
         if count > self._max_tasks:
@@ -200,4 +219,5 @@ def _task(
 
 
 def _put(workflow: Workflow, task: Task) -> PutTask:
-    return PutTask(workflow.workflow_id, task.task_id, json.dumps(task.document()))
+    code = None if task.code is None else task.code.digest
+    return PutTask(workflow.workflow_id, task.task_id, json.dumps(task.document()), code)

@@ -7,29 +7,31 @@ by the journal, and only then is answered. What each part does is said in its ow
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lattice.errors import (
+    CallTimeoutError,
     InvalidRequestError,
     LatticeError,
     OrchestratorNotInitializedError,
     ResultNotFoundError,
     RunNotFoundError,
     UnavailableError,
-    UserCodeError,
 )
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
 from lattice.orchestrator.catalogue import Catalogue
 from lattice.orchestrator.feed import Feed
+from lattice.orchestrator.housekeeping import Housekeeping
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.nodes import NodeRegistry
+from lattice.orchestrator.policies import Defaults, Limits, Retention
 from lattice.orchestrator.recovery import rebuild
 from lattice.orchestrator.replies import Effect, Replies
 from lattice.orchestrator.runs import Runs, describe
+from lattice.orchestrator.starts import Starts
 from lattice.ports import (
     VALUE_PART_BYTES,
     Call,
@@ -38,8 +40,6 @@ from lattice.ports import (
     Dispatcher,
     IdSource,
     Once,
-    PutBlob,
-    PutRun,
     RunRecord,
     Store,
     TaskUpload,
@@ -62,15 +62,6 @@ _NODES_FRESH = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds on what is accepted: tasks, bytes of a rendered result, seconds of a call."""
-
-    max_tasks_per_workflow: int
-    max_result_bytes: int
-    call_timeout: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Parts:
     """What exists between `start_monitor` and `close`."""
 
@@ -80,10 +71,15 @@ class _Parts:
     catalogue: Catalogue
     replies: Replies
     runs: Runs
+    starts: Starts
+    housekeeping: Housekeeping
 
 
 class Orchestrator:
-    """Implements `lattice.ports.OrchestratorService` in this process."""
+    """Implements `lattice.ports.OrchestratorService` in this process.
+
+    Without `retention` nothing is removed but on request, and nothing of what is left of that.
+    """
 
     def __init__(
         self,
@@ -94,9 +90,13 @@ class Orchestrator:
         ids: IdSource,
         telemetry: Telemetry,
         limits: Limits,
+        defaults: Defaults | None = None,
+        retention: Retention | None = None,
         *,
         warm_up: bool = False,
     ) -> None:
+        self._defaults = defaults or Defaults()
+        self._retention = retention
         self._store = store
         self._storage = storage
         self._dispatcher = dispatcher
@@ -131,7 +131,9 @@ class Orchestrator:
             feed.fail(error)
 
         journal = Journal(self._store, self._lease, self._clock, self._telemetry, fail)
-        runs = Runs(journal, feed, self._dispatcher, nodes, self._clock, self._telemetry)
+        runs = Runs(
+            journal, feed, self._dispatcher, nodes, self._clock, self._telemetry, self._limits
+        )
         try:
             await self._dispatcher.start(runs.report, self._load_code)
             nodes.refresh(await self._dispatcher.nodes())
@@ -151,10 +153,24 @@ class Orchestrator:
                 self._clock,
                 self._ids,
                 self._limits.max_tasks_per_workflow,
+                self._defaults,
             ),
             Replies(self._store, journal, self._clock),
             runs,
+            Starts(
+                self._store,
+                runs,
+                self._clock,
+                self._ids,
+                self._check_placement,
+                self._defaults.deadline,
+            ),
+            Housekeeping(
+                self._store, self._storage, journal, self._clock, self._retention or Retention()
+            ),
         )
+        if self._retention is not None:
+            self._started.housekeeping.start()
 
     async def _resume(self, runs: Runs) -> None:
         records = await asyncio.to_thread(self._store.unfinished_runs)
@@ -183,6 +199,7 @@ class Orchestrator:
                 started.runs.stop()
             await self._dispatcher.close()
             if started is not None:
+                await started.housekeeping.close()
                 await started.journal.close()
         finally:
             await asyncio.to_thread(self._store.close)
@@ -324,17 +341,25 @@ class Orchestrator:
 
     # -- runs --------------------------------------------------------------------------------
 
-    async def run_workflow(self, workflow_id: WorkflowId, once: Once | None = None) -> RunId:
-        """Starts a run of the workflow as it is now.
+    async def run_workflow(
+        self,
+        workflow_id: WorkflowId,
+        once: Once | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> RunId:
+        """Starts a run of the workflow as it is now; it fails unless it ends within `deadline` seconds.
 
         Raises:
             InvalidRequestError: it cannot run as it is, or no node can hold one of its tasks.
+            OverloadedError: too much is under way.
         """
         parts = self._parts
 
         async def prepare() -> Effect:
             await self._refresh_nodes()
-            return self._start(await parts.catalogue.workflow(workflow_id), [])
+            workflow = await parts.catalogue.workflow(workflow_id)
+            return parts.starts.of_workflow(workflow, [], deadline)
 
         return RunId((await parts.replies.perform(once, prepare))["run_id"])
 
@@ -343,6 +368,8 @@ class Orchestrator:
         tasks: Sequence[TaskUpload],
         edges: Sequence[tuple[TaskId, TaskId]],
         once: Once | None = None,
+        *,
+        deadline: float | None = None,
     ) -> tuple[WorkflowId, RunId]:
         """Makes a whole workflow and starts a run of it, or does nothing."""
         parts = self._parts
@@ -350,36 +377,44 @@ class Orchestrator:
         async def prepare() -> Effect:
             await self._refresh_nodes()
             workflow, writes = parts.catalogue.submit(tasks, edges)
-            effect = self._start(workflow, writes)
+            effect = parts.starts.of_workflow(workflow, writes, deadline)
             parts.catalogue.keep(workflow)
             return effect
 
         reply = await parts.replies.perform(once, prepare)
         return WorkflowId(reply["workflow_id"]), RunId(reply["run_id"])
 
-    def _start(self, workflow: Workflow, writes: Sequence[Write]) -> Effect:
+    async def retry_run(self, run_id: RunId, once: Once | None = None) -> RunId:
+        """Starts a new run that does what a failed or cancelled one has left undone; its id.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            InvalidRequestError: it has not ended, or has succeeded.
+            OverloadedError: too much is under way.
+        """
         parts = self._parts
-        graph = workflow.graph()
-        checked: set[Resources] = set()
-        for task in graph.tasks.values():
-            if task.resources not in checked:
-                self._check_placement(task.resources, f"task {task.name!r}")
-                checked.add(task.resources)
-        # Sorted, as the digest is to be that of the graph, not of the order of its keys.
-        text = json.dumps(graph.document(), separators=(",", ":"), sort_keys=True).encode()
-        digest = Digest(hashlib.sha256(text).hexdigest())
-        run_id = RunId(self._ids.new_id())
-        created = self._clock.now()
-        run = Run(run_id, graph)
-        return Effect(
-            {"workflow_id": workflow.workflow_id, "run_id": run_id},
-            [
-                *writes,
-                PutBlob(digest, text),
-                PutRun(run_id, workflow.workflow_id, digest, created),
-            ],
-            lambda: parts.runs.begin(run, created),
-        )
+
+        async def prepare() -> Effect:
+            await self._refresh_nodes()
+            await parts.journal.barrier()
+            return await parts.starts.again(await self._record(run_id))
+
+        # Until the new run is durable, the old one and what it refers to must not go.
+        async with parts.housekeeping.lock:
+            return RunId((await parts.replies.perform(once, prepare))["run_id"])
+
+    async def delete_run(self, run_id: RunId) -> None:
+        """Removes a run that has ended, with its messages and values.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            InvalidRequestError: it has not ended.
+        """
+        await self._parts.housekeeping.delete_run(run_id)
+
+    async def delete_runs(self, workflow_id: WorkflowId, limit: int) -> int:
+        """Removes up to `limit` runs of a workflow that have ended; how many it were."""
+        return await self._parts.housekeeping.delete_runs_of(workflow_id, limit)
 
     async def list_runs(
         self,
@@ -515,7 +550,8 @@ class Orchestrator:
         """Calls a LangGraph task with pickled arguments and waits for its result.
 
         Raises:
-            UserCodeError: it raised, or ran for longer than `call_timeout`.
+            UserCodeError: it raised.
+            CallTimeoutError: it did not end within `call_timeout`, waiting for resources included.
             InvalidRequestError: it is not a LangGraph task, or no node can hold it.
         """
         parts = self._parts
@@ -535,8 +571,7 @@ class Orchestrator:
             async with asyncio.timeout(self._limits.call_timeout):
                 return await self._dispatcher.call(call)
         except TimeoutError:
-            limit = f"the call ran for longer than call_timeout, {self._limits.call_timeout:g} s"
-            raise UserCodeError("TimeoutError", limit, "") from None
+            raise CallTimeoutError(self._limits.call_timeout) from None
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -602,4 +637,6 @@ def _summary(record: RunRecord) -> dict[str, object]:
         "status": RunStatus(record.status).value,
         "created": iso_time(record.created),
         "finished": None if record.finished is None else iso_time(record.finished),
+        "deadline": None if record.deadline is None else iso_time(record.deadline),
+        "retry_of": record.retry_of,
     }

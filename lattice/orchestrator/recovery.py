@@ -35,7 +35,7 @@ def rebuild(store: Store, record: RunRecord, *, with_values: bool) -> Run:
             task_id = document["data"].get("task_id")
             yield Message.from_document(document, values.get(task_id))
 
-    return Run.replay(record.run_id, graph, messages())
+    return Run.replay(record.run_id, graph, messages(), record.deadline)
 
 
 def stored_messages(store: Store, run_id: RunId) -> Iterator[str]:

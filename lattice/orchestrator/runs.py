@@ -16,11 +16,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from lattice.errors import InvalidTransitionError, UnavailableError
+from lattice.errors import (
+    InvalidTransitionError,
+    OverloadedError,
+    TooLargeError,
+    UnavailableError,
+)
 from lattice.ids import RunId, TaskId
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.nodes import NodeRegistry
+from lattice.orchestrator.policies import Limits
 from lattice.ports import (
     AppendMessage,
     Argument,
@@ -32,9 +38,19 @@ from lattice.ports import (
     Telemetry,
     Write,
 )
-from lattice.workflow.commands import ArmTimer, Cancel, Command, Execute, Finish, Publish, Release
+from lattice.workflow.commands import (
+    ArmDeadline,
+    ArmTimer,
+    Cancel,
+    Command,
+    Execute,
+    Finish,
+    Publish,
+    Release,
+)
 from lattice.workflow.events import (
     CancelRequested,
+    DeadlineReached,
     Event,
     Placement,
     Recovered,
@@ -45,6 +61,7 @@ from lattice.workflow.events import (
     TimerFired,
 )
 from lattice.workflow.graph import Binding
+from lattice.workflow.messages import Message
 from lattice.workflow.run import Run, TaskState
 
 _log = logging.getLogger(__name__)
@@ -60,10 +77,14 @@ _OUTCOMES = {TaskSucceeded: "succeeded", TaskFailed: "failed", TaskLost: "lost"}
 
 @dataclass(slots=True)
 class _Live:
-    """A run, when it was requested, and what prevents the timer that each of its tasks waits for."""
+    """A run, when it was requested, and what prevents the timer that each of its tasks waits for.
+
+    `deadline` prevents the run's own.
+    """
 
     run: Run
     created: float
+    deadline: Callable[[], None] | None = None
     timers: dict[TaskId, Callable[[], None]] = field(default_factory=dict)
 
     def disarm(self, task_id: TaskId | None) -> None:
@@ -71,6 +92,8 @@ class _Live:
         for each in [*self.timers] if task_id is None else [task_id]:
             if each in self.timers:
                 self.timers.pop(each)()
+        if task_id is None and self.deadline is not None:
+            self.deadline()
 
 
 class Runs:
@@ -84,7 +107,12 @@ class Runs:
         nodes: NodeRegistry,
         clock: Clock,
         telemetry: Telemetry,
+        limits: Limits,
     ) -> None:
+        self._limits = limits
+        #: Tasks that have not ended, of live runs and of reserved ones, and how many runs are reserved.
+        self._unfinished = 0
+        self._reserved = 0
         self._journal = journal
         self._feed = feed
         self._dispatcher = dispatcher
@@ -99,13 +127,38 @@ class Runs:
         found = self._live.get(run_id)
         return None if found is None else found.run
 
+    def reserve(self, run: Run) -> None:
+        """Makes room for a new run, which `begin` then starts as soon as it is durable.
+
+        Raises:
+            OverloadedError: too much is under way.
+            TooLargeError: the run alone is too large.
+        """
+        limits = self._limits
+        if run.unfinished > limits.max_unfinished_tasks:
+            raise TooLargeError(
+                "max_unfinished_tasks", run.unfinished, limits.max_unfinished_tasks, "tasks"
+            )
+        runs = len(self._live) + self._reserved + 1
+        if runs > limits.max_live_runs:
+            raise OverloadedError("max_live_runs", runs, limits.max_live_runs, "runs")
+        tasks = self._unfinished + run.unfinished
+        if tasks > limits.max_unfinished_tasks:
+            raise OverloadedError(
+                "max_unfinished_tasks", tasks, limits.max_unfinished_tasks, "tasks"
+            )
+        self._reserved += 1
+        self._unfinished += run.unfinished
+
     def begin(self, run: Run, created: float) -> None:
-        """Starts a new run, which is durable, with its graph and its code."""
+        """Starts a new run that was reserved, and is durable with its graph and its code."""
+        self._reserved -= 1
         self._admit(run, created)
         self._step(run.run_id, RunRequested(created))
 
     def resume(self, run: Run, created: float) -> None:
-        """Goes on with a run that was replayed from its log."""
+        """Goes on with a run that was replayed from its log, whatever the bounds are now."""
+        self._unfinished += run.unfinished
         self._admit(run, created)
         self._step(run.run_id, Recovered(self._clock.now()))
 
@@ -159,12 +212,14 @@ class Runs:
         if live is None:
             return
         run = live.run
+        unfinished = run.unfinished
         try:
             commands = run.handle(event)
         except InvalidTransitionError:
             # A defect of ours in one report must not end the other runs; the run is as it was.
             _log.exception("refused an impossible event")
             return
+        self._unfinished -= unfinished - run.unfinished
         # The log first, so that it has no hole even if something that is done next should raise.
         self._tell(live, commands)
         for command in commands:
@@ -177,6 +232,8 @@ class Runs:
                     self._dispatcher.cancel(run_id, task_id, attempt)
                 case ArmTimer():
                     self._arm(live, command)
+                case ArmDeadline(delay):
+                    self._arm_deadline(live, delay)
                 case Release(task_id):
                     self._dispatcher.release(run_id, task_id)
 
@@ -189,11 +246,9 @@ class Runs:
         for command in commands:
             match command:
                 case Publish(message):
-                    text = _encode(message.document())
-                    texts.append(text)
-                    writes.append(
-                        AppendMessage(run_id, message.seq, text, message.task_id, message.values)
-                    )
+                    write = append_message(run_id, message)
+                    texts.append(write.document)
+                    writes.append(write)
                 case Finish(status):
                     finished = True
                     now = self._clock.now()
@@ -218,6 +273,13 @@ class Runs:
 
         live.timers[timer.task_id] = self._clock.call_later(timer.delay, fire)
 
+    def _arm_deadline(self, live: _Live, delay: float) -> None:
+        def fire() -> None:
+            live.deadline = None
+            self._step(live.run.run_id, DeadlineReached(self._clock.now()))
+
+        live.deadline = self._clock.call_later(delay, fire)
+
     def _job(self, run: Run, command: Execute) -> Job:
         task = run.graph.tasks[command.task_id]
         return Job(
@@ -232,6 +294,12 @@ class Runs:
             output_keys=task.output_keys,
             timed=task.timeout is not None,
         )
+
+
+def append_message(run_id: RunId, message: Message) -> AppendMessage:
+    """The write that logs a message."""
+    text = _encode(message.document())
+    return AppendMessage(run_id, message.seq, text, message.task_id, message.values)
 
 
 def _argument(run: Run, binding: Binding) -> Argument:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import assert_never
@@ -28,6 +28,19 @@ from lattice.ports import (
     RunRecord,
     WorkflowRecord,
     Write,
+)
+from lattice.removal import (
+    DeleteMessages,
+    DeleteReplies,
+    DeleteRun,
+    DeleteUnusedBlobs,
+    DeleteValues,
+    DropNote,
+    Leftovers,
+    Note,
+    PutNote,
+    Removal,
+    StoredOutput,
 )
 from lattice.store.results import is_result
 from lattice.workflow.events import Value
@@ -65,6 +78,10 @@ class MemoryStore:
         self._logs: dict[RunId, _Log] = {}
         self._nodes: dict[NodeId, str] = {}
         self._replies: dict[str, ReplyRecord] = {}
+        self._uses: dict[Digest, tuple[Digest, ...]] = {}
+        self._codes: dict[tuple[WorkflowId, TaskId], Digest | None] = {}
+        self._replied: dict[str, float] = {}
+        self._notes: dict[RunId, float] = {}
 
     def acquire_lease(self) -> int:
         """Takes the lease; returns its number."""
@@ -166,6 +183,68 @@ class MemoryStore:
         with self._lock:
             return self._replies.get(key)
 
+    # -- housekeeping ------------------------------------------------------------------------
+
+    def finished_runs(
+        self,
+        limit: int,
+        *,
+        before: float | None = None,
+        keep: int | None = None,
+        workflow_id: WorkflowId | None = None,
+    ) -> list[RunId]:
+        """Runs that have ended."""
+        with self._lock:
+            ended = [
+                (run.finished, at, run)
+                for at, run in enumerate(self._runs.values())
+                if run.finished is not None and workflow_id in (None, run.workflow_id)
+            ]
+        ended.sort(key=lambda each: each[:2], reverse=keep is not None)
+        if before is not None:
+            ended = [each for each in ended if each[0] < before]
+        return [run.run_id for _, _, run in ended[keep or 0 :][:limit]]
+
+    def due_notes(self, now: float, limit: int) -> list[Note]:
+        """Notes that are due at `now`, the oldest first."""
+        with self._lock:
+            due = [Note(run_id, at) for run_id, at in self._notes.items() if at <= now]
+        return sorted(due, key=attrgetter("due"))[:limit]
+
+    def leftovers(self, run_id: RunId, limit: int) -> Leftovers:
+        """Up to `limit` messages and up to `limit` outputs that are there of a run."""
+        with self._lock:
+            log = self._logs.get(run_id, _Log())
+            messages = log.messages[:limit]
+            outputs = [
+                StoredOutput(task_id, key, value.location)
+                for task_id, values in log.values.items()
+                for key, value in values.items()
+            ]
+        return Leftovers(messages[-1].seq if messages else None, tuple(outputs[:limit]))
+
+    def referenced(self, locations: Collection[str]) -> set[str]:
+        """Those of `locations` that an output of any run is at."""
+        with self._lock:
+            return {
+                value.location
+                for log in self._logs.values()
+                for values in log.values.values()
+                for value in values.values()
+                if value.location is not None
+            } & set(locations)
+
+    def blobs_after(self, digest: Digest, limit: int) -> list[Digest]:
+        """The digests after `digest`, in their order."""
+        with self._lock:
+            return sorted(each for each in self._blobs if each > digest)[:limit]
+
+    def replies_before(self, created: float, limit: int) -> list[str]:
+        """Keys of the answers that were given before that time, the oldest first."""
+        with self._lock:
+            old = [key for key, at in self._replied.items() if at < created]
+            return sorted(old, key=self._replied.__getitem__)[:limit]
+
     def close(self) -> None:
         """There is nothing to release."""
 
@@ -208,7 +287,9 @@ class MemoryStore:
                 self._workflows[write.workflow_id] = write.created
             case PutTask():
                 self._draft(write.workflow_id).tasks[write.task_id] = write.document
+                self._codes[write.workflow_id, write.task_id] = write.code
             case DeleteTask():
+                self._codes.pop((write.workflow_id, write.task_id), None)
                 draft = self._draft(write.workflow_id)
                 draft.tasks.pop(write.task_id, None)
                 draft.edges = {edge: None for edge in draft.edges if write.task_id not in edge}
@@ -218,6 +299,7 @@ class MemoryStore:
                 self._draft(write.workflow_id).edges.pop((write.source, write.target), None)
             case PutBlob():
                 self._blobs.setdefault(write.digest, write.data)
+                self._uses.setdefault(write.digest, write.uses)
             case PutRun():
                 self._runs[write.run_id] = RunRecord(
                     run_id=write.run_id,
@@ -226,6 +308,8 @@ class MemoryStore:
                     status=RunStatus.RUNNING.value,
                     created=write.created,
                     finished=None,
+                    deadline=write.deadline,
+                    retry_of=write.retry_of,
                 )
             case AppendMessage():
                 log = self._logs.setdefault(write.run_id, _Log())
@@ -243,8 +327,48 @@ class MemoryStore:
                 self._replies.setdefault(
                     write.key, ReplyRecord(write.key, write.fingerprint, write.document)
                 )
+                self._replied.setdefault(write.key, write.created)
             case _:
-                assert_never(write)
+                self._remove(write)
+
+    def _remove(self, removal: Removal) -> None:
+        match removal:
+            case DeleteRun():
+                run = self._runs.get(removal.run_id)
+                if run is not None and run.finished is not None:
+                    del self._runs[removal.run_id]
+                    self._notes[removal.run_id] = removal.due
+            case PutNote():
+                self._notes[removal.run_id] = removal.due
+            case DropNote():
+                if self._notes.get(removal.run_id) == removal.due:
+                    del self._notes[removal.run_id]
+            case DeleteMessages():
+                log = self._logs.get(removal.run_id, _Log())
+                log.messages = [each for each in log.messages if each.seq > removal.last_seq]
+            case DeleteValues():
+                log = self._logs.get(removal.run_id, _Log())
+                for task_id, key in removal.outputs:
+                    log.values.get(task_id, {}).pop(key, None)
+                log.values = {task_id: values for task_id, values in log.values.items() if values}
+            case DeleteUnusedBlobs():
+                for digest in removal.digests:
+                    if not self._is_used(digest):
+                        self._blobs.pop(digest, None)
+                        self._uses.pop(digest, None)
+            case DeleteReplies():
+                for key in removal.keys:
+                    self._replies.pop(key, None)
+                    self._replied.pop(key, None)
+            case _:
+                assert_never(removal)
+
+    def _is_used(self, digest: Digest) -> bool:
+        return (
+            digest in self._codes.values()
+            or any(run.graph == digest for run in self._runs.values())
+            or any(digest in uses for uses in self._uses.values())
+        )
 
     def _draft(self, workflow_id: WorkflowId) -> _Draft:
         return self._drafts.setdefault(workflow_id, _Draft())

@@ -6,7 +6,7 @@ Each method is one transaction. Reads see one state of the database and hinder n
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, Row, Select, select, tuple_
@@ -15,6 +15,8 @@ from sqlalchemy.exc import DataError
 from lattice.errors import LeaseLostError, StoreUnavailableError
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
 from lattice.ports import ReplyRecord, RunRecord, WorkflowRecord, Write
+from lattice.removal import Leftovers, Note, StoredOutput
+from lattice.store import removals
 from lattice.store.database import for_reading, for_writing, refusals_as_unavailable
 from lattice.store.results import is_result
 from lattice.store.statements import WriteStatements
@@ -32,6 +34,9 @@ from lattice.store.tables import (
 from lattice.workflow.events import Value
 from lattice.workflow.run import RunStatus
 
+#: Databases bound how many values a statement may have.
+_MOST_PARAMETERS = 500
+
 #: Runs as records.
 _RUNS = select(
     runs.c.run_id,
@@ -40,6 +45,8 @@ _RUNS = select(
     runs.c.status,
     runs.c.created,
     runs.c.finished,
+    runs.c.deadline,
+    runs.c.retry_of,
 )
 
 #: Values with what names them.
@@ -200,6 +207,53 @@ class SqlStore:
             )
         )
         return ReplyRecord(**rows[0]._mapping) if rows else None
+
+    # -- housekeeping ------------------------------------------------------------------------
+
+    def finished_runs(
+        self,
+        limit: int,
+        *,
+        before: float | None = None,
+        keep: int | None = None,
+        workflow_id: WorkflowId | None = None,
+    ) -> list[RunId]:
+        """Runs that have ended."""
+        (rows,) = self._read(removals.finished_runs(limit, before, keep, workflow_id))
+        return [row.run_id for row in rows]
+
+    def due_notes(self, now: float, limit: int) -> list[Note]:
+        """Notes that are due at `now`, the oldest first."""
+        (rows,) = self._read(removals.DUE_NOTES.params(now=now, most=limit))
+        return [Note(**row._mapping) for row in rows]
+
+    def leftovers(self, run_id: RunId, limit: int) -> Leftovers:
+        """Up to `limit` messages and up to `limit` outputs that are there of a run."""
+        seqs, outputs = self._read(
+            removals.FIRST_MESSAGES.params(gone=run_id, most=limit),
+            removals.FIRST_OUTPUTS.params(gone=run_id, most=limit),
+        )
+        found = tuple(StoredOutput(**row._mapping) for row in outputs)
+        return Leftovers(seqs[-1].seq if seqs else None, found)
+
+    def referenced(self, locations: Collection[str]) -> set[str]:
+        """Those of `locations` that an output of any run is at."""
+        wanted = list(locations)
+        found: set[str] = set()
+        for start in range(0, len(wanted), _MOST_PARAMETERS):
+            (rows,) = self._read(removals.referenced(wanted[start : start + _MOST_PARAMETERS]))
+            found.update(row.location for row in rows)
+        return found
+
+    def blobs_after(self, digest: Digest, limit: int) -> list[Digest]:
+        """The digests after `digest`, in their order."""
+        (rows,) = self._read(removals.BLOBS_AFTER.params(last=digest, most=limit))
+        return [row.digest for row in rows]
+
+    def replies_before(self, created: float, limit: int) -> list[str]:
+        """Keys of the answers that were given before that time, the oldest first."""
+        (rows,) = self._read(removals.OLD_REPLIES.params(before=created, most=limit))
+        return [row.key for row in rows]
 
     def close(self) -> None:
         """Closes the connections."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, assert_never
+from typing import Any
 
 from sqlalchemy import Insert, Table, UpdateBase, bindparam, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,10 +22,10 @@ from lattice.ports import (
     PutWorkflow,
     Write,
 )
+from lattice.removal import Removal
 from lattice.store import tables
+from lattice.store.removals import RemovalStatements, Row
 from lattice.workflow.run import RunStatus
-
-Row = dict[str, object]
 
 
 class WriteStatements:
@@ -50,7 +50,9 @@ class WriteStatements:
         self.lock_lease = select(tables.lease.c.number).with_for_update()
         self.put_workflow = tables.workflows.insert()
         #: A new task comes last, a changed one stays where it is.
-        self.put_task = _upsert(dialect, tables.tasks, ["workflow_id", "task_id"], ["document"])
+        self.put_task = _upsert(
+            dialect, tables.tasks, ["workflow_id", "task_id"], ["document", "code"]
+        )
         self.delete_task = delete(tables.tasks).where(
             tables.tasks.c.workflow_id == bindparam("workflow_id"),
             tables.tasks.c.task_id == bindparam("task_id"),
@@ -69,6 +71,7 @@ class WriteStatements:
             tables.edges.c.target == bindparam("target"),
         )
         self.put_blob = _insert(dialect, tables.blobs).on_conflict_do_nothing()
+        self.put_blob_use = _insert(dialect, tables.blob_uses).on_conflict_do_nothing()
         self.put_run = tables.runs.insert()
         self.append_message = tables.messages.insert()
         #: A value that was lost and computed again replaces the lost one.
@@ -86,6 +89,7 @@ class WriteStatements:
         self.put_node = _upsert(dialect, tables.nodes, ["node_id"], ["document"])
         #: The first answer stands.
         self.put_reply = _insert(dialect, tables.replies).on_conflict_do_nothing()
+        self._removals = RemovalStatements(dialect)
 
     def plan(self, writes: Sequence[Write]) -> list[tuple[UpdateBase, list[Row]]]:
         """Statements, each with the rows to execute it for, that amount to `writes` in their order.
@@ -94,12 +98,14 @@ class WriteStatements:
         are put together across the others. That changes nothing where two kinds touch different
         tables, nor for a run, which is put before it is finished. Only edits of workflows depend
         on what is between them (a deleted task takes edges along): of those, neighbours of the same
-        kind are put together.
+        kind are put together. Removals come last, so that what is put beside them counts as in use.
         """
         edits: list[tuple[UpdateBase, list[Row]]] = []
+        removals: list[Removal] = []
         of_kind: dict[UpdateBase, list[Row]] = {
             self.put_workflow: [],
             self.put_blob: [],
+            self.put_blob_use: [],
             self.put_run: [],
             self.append_message: [],
             self.put_value: [],
@@ -134,6 +140,8 @@ class WriteStatements:
                             "status": RunStatus.RUNNING.value,
                             "created": write.created,
                             "finished": None,
+                            "deadline": write.deadline,
+                            "retry_of": write.retry_of,
                         }
                     )
                 case FinishRun():
@@ -146,6 +154,9 @@ class WriteStatements:
                     )
                 case PutBlob():
                     of_kind[self.put_blob].append({"digest": write.digest, "data": write.data})
+                    of_kind[self.put_blob_use].extend(
+                        {"holder": write.digest, "used": used} for used in write.uses
+                    )
                 case PutReply():
                     of_kind[self.put_reply].append(
                         {
@@ -170,6 +181,7 @@ class WriteStatements:
                             "workflow_id": write.workflow_id,
                             "task_id": write.task_id,
                             "document": write.document,
+                            "code": write.code,
                         },
                     )
                 case DeleteTask():
@@ -181,8 +193,9 @@ class WriteStatements:
                 case DeleteEdge():
                     edit(self.delete_edge, _edge_row(write))
                 case _:
-                    assert_never(write)
-        return edits + [(statement, rows) for statement, rows in of_kind.items() if rows]
+                    removals.append(write)
+        kinds = [(statement, rows) for statement, rows in of_kind.items() if rows]
+        return edits + kinds + self._removals.plan(removals)
 
 
 def _insert(dialect: str, table: Table) -> Any:

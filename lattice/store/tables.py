@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -59,7 +60,10 @@ tasks = Table(
     Column("workflow_id", Text, nullable=False),
     Column("task_id", Text, nullable=False),
     Column("document", Text, nullable=False),
+    Column("code", Text),
     UniqueConstraint("workflow_id", "task_id"),
+    # Whether a code is in use.
+    Index(None, "code"),
 )
 
 edges = Table(
@@ -81,6 +85,17 @@ blobs = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+#: Which blobs a blob refers to: the codes of a graph.
+blob_uses = Table(
+    "blob_uses",
+    metadata,
+    Column("holder", Text, nullable=False),
+    Column("used", Text, nullable=False),
+    PrimaryKeyConstraint("holder", "used"),
+    # Whether a code is in use.
+    Index(None, "used"),
+)
+
 runs = Table(
     "runs",
     metadata,
@@ -91,12 +106,17 @@ runs = Table(
     Column("status", Text, nullable=False),
     Column("created", Double, nullable=False),
     Column("finished", Double),
+    Column("deadline", Double),
+    Column("retry_of", Text),
     UniqueConstraint("run_id"),
     # Pages of all runs, of a workflow's runs, and of runs with a status, in order without sorting. The
     # last one also finds the unfinished runs without touching a finished one.
     Index(None, "created", "position"),
     Index(None, "workflow_id", "created", "position"),
     Index(None, "status", "created", "position"),
+    # Which runs have ended, and when; whether a graph is in use.
+    Index(None, "finished", "position"),
+    Index(None, "graph"),
 )
 
 messages = Table(
@@ -122,6 +142,13 @@ task_values = Table(
     Column("inline", LargeBinary),
     Column("location", Text),
     PrimaryKeyConstraint("run_id", "task_id", "key"),
+    # Whether something in the storage is in use. Values in the database do not cost an entry.
+    Index(
+        None,
+        "location",
+        sqlite_where=text("location IS NOT NULL"),
+        postgresql_where=text("location IS NOT NULL"),
+    ),
 )
 
 nodes = Table(
@@ -140,4 +167,15 @@ replies = Table(
     Column("fingerprint", Text, nullable=False),
     Column("document", Text, nullable=False),
     Column("created", Double, nullable=False),
+    # Which answers are old.
+    Index(None, "created"),
+)
+
+#: Runs of which something is still to be removed; see `lattice.removal`.
+removal_notes = Table(
+    "removal_notes",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("due", Double, nullable=False),
+    Index(None, "due"),
 )

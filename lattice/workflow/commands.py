@@ -36,6 +36,13 @@ class ArmTimer:
 
 
 @dataclass(frozen=True, slots=True)
+class ArmDeadline:
+    """Report `DeadlineReached` after `delay` seconds, unless the run has ended before."""
+
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
 class Publish:
     """Log a message; once it is durable, tell it to the subscribers."""
 
@@ -56,4 +63,4 @@ class Finish:
     status: str
 
 
-Command = Execute | Cancel | ArmTimer | Publish | Release | Finish
+Command = Execute | Cancel | ArmTimer | ArmDeadline | Publish | Release | Finish

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lattice.ids import NodeId, TaskId
+from lattice.ids import NodeId, RunId, TaskId
 
 
 class TimerKind(StrEnum):
@@ -39,11 +39,16 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
-    """An error as people and tools see it: qualified class name, text, the user's own traceback."""
+    """An error as people and tools see it: qualified class name, text, the user's own traceback.
+
+    `kinds` are the qualified names of the exception's class and of its bases, for retry policies; empty
+    where the error is no exception of user code. They are not told to subscribers.
+    """
 
     type: str
     message: str
     traceback: str = ""
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,23 @@ class Value:
     size: int
     inline: bytes | None = None
     location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a task returned: its bounded JSON summary, and where each output is."""
+
+    result: Mapping[str, object]
+    values: Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsTakenOver:
+    """Before the run begins: results that tasks of `run_id`, a run of the same graph, had are theirs here."""
+
+    run_id: RunId
+    at: float
+    results: Mapping[TaskId, Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +143,13 @@ class TimerFired:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadlineReached:
+    """The time that the run may take is over, as an `ArmDeadline` command asked to be told."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     """Somebody wants the run to end."""
 
@@ -135,12 +164,14 @@ class Recovered:
 
 
 Event = (
-    RunRequested
+    ResultsTakenOver
+    | RunRequested
     | TaskStarted
     | TaskSucceeded
     | TaskFailed
     | TaskLost
     | TimerFired
+    | DeadlineReached
     | CancelRequested
     | Recovered
 )

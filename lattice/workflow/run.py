@@ -19,12 +19,17 @@ An attempt has a number. Whatever is reported of an attempt that is not the curr
 that has ended, is late or a duplicate and is ignored: a result counts once. A report of an attempt that
 was never begun is a defect.
 
-A failed attempt is tried again while the task's retry policy allows it. The death of the process or
+A failed attempt is tried again while the task's retry policy allows it (`retry.py`). The death of the process or
 node is not the fault of the code, so it is counted apart, against `LOST_ATTEMPTS`; the restart of the
 orchestrator is counted against nothing.
 
+A run may begin with results that another run of the same graph had. They are told as `finish_task`
+messages that say where they were `taken_from`; their tasks have no attempts here.
+
 When a task has failed for good, what does not depend on it still finishes, what does is skipped, and
-the run ends as `failed`. `finish_workflow` is always the last message.
+the run ends as `failed`. A run that has a deadline and reaches it ends as `failed` at once: what runs is
+ended, what waits never begins, and the last message has the reason. `finish_workflow` is always the last
+message.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ from enum import StrEnum
 from lattice.errors import InvalidTransitionError
 from lattice.ids import RunId, TaskId
 from lattice.workflow.commands import (
+    ArmDeadline,
     ArmTimer,
     Cancel,
     Command,
@@ -47,10 +53,12 @@ from lattice.workflow.commands import (
 )
 from lattice.workflow.events import (
     CancelRequested,
+    DeadlineReached,
     ErrorInfo,
     Event,
     Placement,
     Recovered,
+    ResultsTakenOver,
     RunRequested,
     TaskFailed,
     TaskLost,
@@ -62,6 +70,7 @@ from lattice.workflow.events import (
 )
 from lattice.workflow.graph import Graph
 from lattice.workflow.messages import Message, MessageType, iso_time, seconds
+from lattice.workflow.retry import TIMEOUT_ERROR, chance_of
 
 #: How often an attempt may die with its process or node before the task has failed.
 LOST_ATTEMPTS = 3
@@ -92,6 +101,7 @@ class TaskState(StrEnum):
 class Cause(StrEnum):
     """Why a task changes its state."""
 
+    TAKE_OVER = "take_over"
     EXECUTE = "execute"
     START = "start"
     SUCCEED = "succeed"
@@ -103,6 +113,7 @@ class Cause(StrEnum):
 
 #: Every change of state that a task may undergo. The README's diagram is made from this table.
 TRANSITIONS: Mapping[tuple[TaskState, Cause], TaskState] = {
+    (TaskState.WAITING, Cause.TAKE_OVER): TaskState.SUCCEEDED,
     (TaskState.WAITING, Cause.EXECUTE): TaskState.QUEUED,
     (TaskState.WAITING, Cause.SKIP): TaskState.SKIPPED,
     (TaskState.WAITING, Cause.CANCEL): TaskState.CANCELLED,
@@ -170,11 +181,12 @@ class TaskProgress:
 
 
 class Run:
-    """One run of a graph."""
+    """One run of a graph. `deadline` is when it has to have ended, in seconds since the epoch."""
 
-    def __init__(self, run_id: RunId, graph: Graph) -> None:
+    def __init__(self, run_id: RunId, graph: Graph, deadline: float | None = None) -> None:
         self.run_id = run_id
         self.graph = graph
+        self.deadline = deadline
         self.status = RunStatus.RUNNING
         self.last_seq = 0
         self.tasks: dict[TaskId, TaskProgress] = {
@@ -187,14 +199,21 @@ class Run:
         self._commands: list[Command] = []
 
     @classmethod
-    def replay(cls, run_id: RunId, graph: Graph, messages: Iterable[Message]) -> Run:
+    def replay(
+        cls,
+        run_id: RunId,
+        graph: Graph,
+        messages: Iterable[Message],
+        deadline: float | None = None,
+    ) -> Run:
         """The run that told `messages`, as it was then. Feed it `Recovered` to let it go on."""
-        run = cls(run_id, graph)
+        run = cls(run_id, graph, deadline)
         for message in messages:
             if message.type is not MessageType.FINISH_WORKFLOW:
                 assert message.task_id is not None
                 progress = run.tasks[message.task_id]
-                if progress.state in (TaskState.WAITING, TaskState.BACKING_OFF):
+                begins = progress.state in (TaskState.WAITING, TaskState.BACKING_OFF)
+                if begins and "taken_from" not in message.data:
                     run._queue(message.task_id)
             run._apply(message)
         run._commands.clear()
@@ -205,6 +224,11 @@ class Run:
         """Whether the last message has been told."""
         return self.status is not RunStatus.RUNNING
 
+    @property
+    def unfinished(self) -> int:
+        """How many tasks have not ended."""
+        return self._unfinished
+
     def handle(self, event: Event) -> list[Command]:
         """The one door: what happened goes in, what is to be done comes out.
 
@@ -214,9 +238,10 @@ class Run:
         if self.ended:
             return []
         match event:
+            case ResultsTakenOver():
+                self._take_over(event)
             case RunRequested():
-                self._execute_ready(event.at)
-                self._finish_if_done(event.at)
+                self._requested(event.at)
             case TaskStarted():
                 if self._is_current(event.task_id, event.attempt, "TaskStarted"):
                     self._started(event.task_id, event.placement)
@@ -232,6 +257,8 @@ class Run:
                     self._failed(event.task_id, event.error, _RetryReason.LOST, event.at)
             case TimerFired():
                 self._timer_fired(event)
+            case DeadlineReached():
+                self._deadline_reached(event.at)
             case CancelRequested():
                 self._cancel(event.at)
             case Recovered():
@@ -244,6 +271,35 @@ class Run:
         return dict(Counter(progress.state.value for progress in self.tasks.values()))
 
     # -- decisions ---------------------------------------------------------------------------
+
+    def _take_over(self, event: ResultsTakenOver) -> None:
+        for task_id in event.results:
+            progress = self.tasks.get(task_id)
+            upstream = self.graph.upstream.get(task_id, ())
+            if progress is None or progress.story or not event.results.keys() >= set(upstream):
+                raise InvalidTransitionError(
+                    self.run_id,
+                    task_id,
+                    progress.state.value if progress else "unknown task",
+                    f"ResultsTakenOver from {event.run_id}",
+                    progress.story if progress else (),
+                )
+        for task_id in self.graph.tasks:
+            if task_id in event.results:
+                found = event.results[task_id]
+                self._tell(
+                    MessageType.FINISH_TASK,
+                    task_id,
+                    event.at,
+                    {"result": found.result, "taken_from": event.run_id},
+                    found.values,
+                )
+
+    def _requested(self, at: float) -> None:
+        if self.deadline is not None:
+            self._commands.append(ArmDeadline(max(0.0, self.deadline - at)))
+        self._execute_ready(at)
+        self._finish_if_done(at)
 
     def _is_current(self, task_id: TaskId, attempt: int, event: str) -> bool:
         """Whether a report is of the attempt that is under way. Raises InvalidTransitionError."""
@@ -289,8 +345,9 @@ class Run:
         if reason is _RetryReason.LOST:
             again, delay = progress.losses + 1 < LOST_ATTEMPTS, 0.0
         else:
-            again = progress.failures + 1 < policy.max_attempts
-            delay = policy.delay(progress.failures + 1)
+            again = progress.failures + 1 < policy.max_attempts and policy.covers(error)
+            chance = chance_of(self.run_id, task_id, progress.attempt)
+            delay = policy.wait(progress.failures + 1, chance)
         if again:
             self._retry(task_id, error, reason, delay, at)
         else:
@@ -345,18 +402,35 @@ class Run:
         elif event.kind is TimerKind.TIMEOUT and progress.state is TaskState.RUNNING:
             timeout = self.graph.tasks[event.task_id].timeout
             error = ErrorInfo(
-                "TaskTimeoutError", f"the task ran for longer than its timeout of {timeout:g} s"
+                TIMEOUT_ERROR, f"the task ran for longer than its timeout of {timeout:g} s"
             )
             self._commands.append(Cancel(event.task_id, event.attempt))
             self._failed(event.task_id, error, _RetryReason.TIMED_OUT, event.at)
 
     def _cancel(self, at: float) -> None:
+        self._cancel_active()
+        self._finish(RunStatus.CANCELLED, at)
+
+    def _deadline_reached(self, at: float) -> None:
+        left = ", ".join(f"{number} {state}" for state, number in self.counts().items())
+        error = ErrorInfo(
+            "DeadlineExceededError", f"the run did not end by its deadline; its tasks were: {left}"
+        )
+        self._cancel_active()
+        self._finish(RunStatus.FAILED, at, error)
+
+    def _cancel_active(self) -> None:
         for task_id, progress in self.tasks.items():
             if progress.state in _ACTIVE:
                 self._commands.append(Cancel(task_id, progress.attempt))
-        self._finish(RunStatus.CANCELLED, at)
 
     def _recovered(self, at: float) -> None:
+        if self.deadline is not None:
+            if at >= self.deadline:
+                # It passed while the service was down: nothing is begun again for it.
+                self._deadline_reached(at)
+                return
+            self._commands.append(ArmDeadline(self.deadline - at))
         error = ErrorInfo("OrchestratorRestarted", "the service restarted while the task ran")
         for task_id, progress in self.tasks.items():
             if progress.state is TaskState.RUNNING:
@@ -385,8 +459,11 @@ class Run:
             )
             self._finish(RunStatus.FAILED if failed else RunStatus.SUCCEEDED, at)
 
-    def _finish(self, status: RunStatus, at: float) -> None:
-        self._tell(MessageType.FINISH_WORKFLOW, None, at, {"status": status.value})
+    def _finish(self, status: RunStatus, at: float, error: ErrorInfo | None = None) -> None:
+        details: dict[str, object] = {"status": status.value}
+        if error is not None:
+            details["error"] = _document(error)
+        self._tell(MessageType.FINISH_WORKFLOW, None, at, details)
         self._commands.append(Finish(status.value))
 
     def _tell(
@@ -421,10 +498,11 @@ class Run:
             return
         task_id = message.task_id
         assert task_id is not None
-        self._move(task_id, _CAUSES[message.type])
+        data = message.data
+        taken = message.type is MessageType.FINISH_TASK and "taken_from" in data
+        self._move(task_id, Cause.TAKE_OVER if taken else _CAUSES[message.type])
         self.last_seq = message.seq
         progress = self.tasks[task_id]
-        data = message.data
         if message.type is MessageType.START_TASK:
             progress.started = str(data["time"])
             progress.timing = _told_timing(data, "waited")

@@ -21,6 +21,7 @@ from lattice.workflow.bindings import (
     parse_inputs,
     parse_outputs,
 )
+from lattice.workflow.retry import RetryPolicy
 from lattice.workflow.scaling import Scaling
 
 
@@ -156,48 +157,6 @@ class BatchPolicy:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often a task is tried when its own code fails; times are in seconds.
-
-    The wait before try n + 1 is `backoff * 2 ** (n - 1)`, at most `max_backoff`. The death of the
-    process or node that ran a task is counted apart, against `LOST_ATTEMPTS`.
-    """
-
-    max_attempts: int = 1
-    backoff: float = 1.0
-    max_backoff: float = 60.0
-
-    @classmethod
-    def parse(cls, document: object, field: str = "retry") -> RetryPolicy:
-        """Reads `{"max_attempts", "backoff", "max_backoff"}`. Raises InvalidRequestError."""
-        if document is None:
-            return cls()
-        given = checks.mapping(document, field)
-        checks.known_keys(given, field, ("max_attempts", "backoff", "max_backoff"))
-        return cls(
-            max_attempts=checks.whole(
-                given.get("max_attempts", 1), f"{field}.max_attempts", minimum=1, maximum=1000
-            ),
-            backoff=checks.number(given.get("backoff", 1.0), f"{field}.backoff", maximum=86_400),
-            max_backoff=checks.number(
-                given.get("max_backoff", 60.0), f"{field}.max_backoff", maximum=86_400
-            ),
-        )
-
-    def document(self) -> dict[str, object]:
-        """The wire form."""
-        return {
-            "max_attempts": self.max_attempts,
-            "backoff": self.backoff,
-            "max_backoff": self.max_backoff,
-        }
-
-    def delay(self, failures: int) -> float:
-        """Seconds to wait after the given number of failures, at least one."""
-        return float(min(self.max_backoff, self.backoff * 2.0 ** min(failures - 1, 60)))
-
-
 #: Keys of a task's runtime environment that are handed to the engine.
 _RUNTIME_ENV_KEYS = ("env_vars", "pip")
 
@@ -247,7 +206,7 @@ class Task:
     resources: Resources = Resources()
     batch: BatchPolicy = BatchPolicy()
     scaling: Scaling = field(default_factory=Scaling)
-    retry: RetryPolicy = RetryPolicy()
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
     runtime_env: Mapping[str, object] = field(default_factory=dict)
 

@@ -379,7 +379,7 @@ async def test_starts_are_reported_after_the_mailbox_was_killed(
         time.sleep(0.3)
         return {}
 
-    ray.kill(bench.dispatcher._starts._actor, no_restart=for_good)  # type: ignore[attr-defined]
+    ray.kill(bench.dispatcher.starts._actor, no_restart=for_good)  # type: ignore[attr-defined]
     for number in range(100):
         job = bench.job(last, f"t{number}")
         bench.dispatcher.submit(job)
@@ -490,7 +490,7 @@ async def test_a_large_run_does_not_starve_a_small_one(bench: Bench) -> None:
     assert not dispatcher._attempts
     assert not dispatcher._in_flight
     assert not dispatcher._queue._lanes
-    assert not dispatcher._large
+    assert not dispatcher.held._held
 
 
 @tasks_only
@@ -583,10 +583,10 @@ async def test_released_values_leave_memory(bench: Bench) -> None:
     job = bench.job(lambda p: {"x": b"a" * 10_000})
     dispatcher.submit(job)
     await bench.end(job)
-    assert len(dispatcher._large) == 1
+    assert len(dispatcher.held._held) == 1
     dispatcher.release(job.run_id, job.task_id)
     dispatcher.release(job.run_id, job.task_id)
-    assert not dispatcher._large
+    assert not dispatcher.held._held
 
 
 # -- the trust boundary ------------------------------------------------------------------------

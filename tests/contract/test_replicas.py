@@ -14,7 +14,9 @@ import pytest
 import ray
 from ray import serve
 
-from lattice.ports import Job
+from deployments.replicas.identity import Bounds
+from lattice.ids import RunId, TaskId
+from lattice.ports import Argument, Job
 from lattice.workflow.events import TaskFailed, TaskLost, TaskSucceeded
 from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import LONG, Bench, given, short_folder
@@ -295,6 +297,101 @@ async def test_idle_applications_go_and_their_number_is_bounded(
         bench.reports.clear()
     await until_applications(0)
     await bench.dispatcher.close()
+
+
+async def test_idle_replicas_give_way(engine: None, tmp_path: Path) -> None:
+    """To work that waits for what they occupy, long before their own time is up."""
+    bench = new_bench(tmp_path, bounds=Bounds(1, 300.0))
+    await bench.start()
+    for number in range(4):
+        source = f"def run(batch):\n    return [{{'y': {number}}} for _ in batch]\n"
+        (job,) = batch_jobs(bench, source, 1, resources=Resources(cpu=2))
+        end = await bench.end(job)
+        assert isinstance(end, TaskSucceeded), end
+        bench.reports.clear()
+    await bench.dispatcher.close()
+    await until_applications(0)
+
+
+async def test_what_a_job_waits_for_is_told(engine: None, tmp_path: Path) -> None:
+    """A place, a replica that starts, a batch that fills."""
+    bench = new_bench(tmp_path)
+    await bench.start()
+    source = "def run(batch):\n    return [{} for _ in batch]\n"
+    hog = "import time\nclass Hog:\n    def __call__(self, params):\n        time.sleep(1000)\n"
+    told: set[str] = set()
+
+    async def until_told(job: Job, text: str) -> None:
+        async with asyncio.timeout(LONG):
+            while not any(text in each for each in told):
+                told.update((await bench.dispatcher.waiting(job.run_id)).values())
+                await asyncio.sleep(0.02)
+
+    (job,) = batch_jobs(bench, source, 1, batch_timeout=3.0)
+    await until_told(job, "replica starting, ")
+    await until_told(job, "batch 1 of 8, ")
+    busy = bench.job(hog, "hog", resources=Resources(cpu=1.9))
+    bench.dispatcher.submit(busy)
+    await bench.started(busy)
+    waits = bench.job(hog, "waits", run="w", resources=Resources(cpu=1.5), gpus=1.0)
+    bench.dispatcher.submit(waits)
+    await until_told(waits, "a free CPU: 1.5 asked, ")
+    await bench.dispatcher.close()
+    await until_applications(0)
+
+
+async def test_a_definition_is_got_ready_before_there_is_a_job(bench: Bench) -> None:
+    """One replica starts, and the first job finds it."""
+    built = "class Model:\n    def __call__(self, params):\n        return {}\n"
+    definition = bench.definition("import time\n" + built, resources=SMALL)
+    bench.dispatcher.prepare(definition)
+
+    def running() -> int:
+        return sum(
+            deployment.replica_states.get("RUNNING", 0)
+            for application in serve.status().applications.values()
+            for deployment in application.deployments.values()
+        )
+
+    async with asyncio.timeout(LONG):
+        while await asyncio.to_thread(running) != 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    end = await bench.run("import time\n" + built, resources=SMALL)
+    assert isinstance(end, TaskSucceeded), end
+    assert end.placement.starting == 0.0
+
+
+async def test_large_values_go_from_process_to_process(bench: Bench, tmp_path: Path) -> None:
+    """By reference; when the replica that made one is gone, out of the storage."""
+
+    def double(batch: list[Params]) -> list[Params]:
+        return [{"y": params["x"] * 2} for params in batch]
+
+    import numpy as np
+
+    def make(params: Params) -> Params:
+        return {"x": np.arange(200_000)}
+
+    def total(params: Params) -> Params:
+        return {"sum": int(params["y"].sum())}
+
+    made = await bench.succeed(make, "make", outputs=("x",))
+    options: dict[str, Any] = {"batch": BatchPolicy(True, 4), "resources": SMALL}
+    argument = Argument("x", None, (TaskId("make"), "x"), made.values["x"])
+    doubled = await bench.succeed(double, "double", (argument,), outputs=("y",), **options)
+    assert doubled.values["y"].location is not None
+    assert doubled.placement.replica
+    held = bench.dispatcher._replicas._held  # type: ignore[attr-defined]
+    argument = Argument("y", None, (TaskId("double"), "y"), doubled.values["y"])
+    references, _ = held.upstream(RunId("r"), (argument,))
+    assert len(references) == 1
+    for name in ("sum", "again"):
+        ended = await bench.succeed(total, name, (argument,), outputs=("sum",))
+        assert ended.result == {"sum": 200_000 * 199_999}
+        fleet = bench.dispatcher._replicas._fleet  # type: ignore[attr-defined]
+        for application in [*fleet._applications.values()]:
+            fleet.remove(application)
+        await until_applications(0)
 
 
 async def test_the_next_dispatcher_takes_over(engine: None, tmp_path: Path) -> None:

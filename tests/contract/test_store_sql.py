@@ -34,6 +34,15 @@ from lattice.ports import (
     ReplyRecord,
     Store,
 )
+from lattice.removal import (
+    DeleteMessages,
+    DeleteReplies,
+    DeleteRun,
+    DeleteUnusedBlobs,
+    DeleteValues,
+    DropNote,
+    PutNote,
+)
 from lattice.store import open_store
 from lattice.store.database import connect, for_writing
 from lattice.store.tables import metadata
@@ -315,7 +324,7 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(url: str) -> No
     with connected(url) as engine:
         with for_writing(engine).begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(StoreUnavailableError, match=r"revision 9999.*newest is 0001"):
+        with pytest.raises(StoreUnavailableError, match=r"revision 9999.*newest is 0002"):
             open_store(url)
         with engine.connect() as connection:
             found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
@@ -473,3 +482,33 @@ def test_a_page_of_runs_is_read_in_the_order_of_an_index(
             store.list_runs(10, before=RUN)
             store.list_runs(10, workflow_id=FLOW, status="failed", before=RUN)
         assert all("USING INDEX" in step for step in plans), plans
+
+
+def test_housekeeping_finds_everything_by_an_index(sqlite_path: Path, sqlite_url: str) -> None:
+    """However many runs have finished, what has to go is found without a look at the others."""
+    with closing(open_store(sqlite_url)) as store:
+        lease = store.acquire_lease()
+        with recorded_plans(sqlite_path) as plans:
+            store.finished_runs(10, before=5.0)
+            store.finished_runs(10, keep=5)
+            store.finished_runs(10, workflow_id=FLOW)
+            store.due_notes(5.0, 10)
+            store.leftovers(RUN, 10)
+            store.referenced(["a", "b"])
+            store.blobs_after(GRAPH, 10)
+            store.replies_before(5.0, 10)
+            store.commit(
+                lease,
+                [
+                    DeleteRun(RUN, 5.0),
+                    PutNote(RUN, 5.0),
+                    DropNote(RUN, 5.0),
+                    DeleteMessages(RUN, 5),
+                    DeleteValues(RUN, ((TASK, "x"),)),
+                    DeleteUnusedBlobs((GRAPH,)),
+                    DeleteReplies(("key",)),
+                ],
+            )
+        searches = [plan for plan in plans if "SCALAR SUBQUERY" not in plan]
+        assert all(plan.startswith("SEARCH") or plan == "SCAN lease" for plan in searches), plans
+        assert not any("TEMP B-TREE" in plan for plan in plans), plans

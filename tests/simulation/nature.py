@@ -70,7 +70,9 @@ class Nature:
         kind = self.chance.random()
         if kind < 0.1:
             return 0.0
-        return self.chance.expovariate(1.0 / mean) * (8.0 if kind > 0.95 else 1.0)
+        drawn = self.chance.expovariate(1.0 / mean) * (8.0 if kind > 0.95 else 1.0)
+        # Bounded, so that who waits longer than the world's patience waits in vain.
+        return min(drawn, 20.0 * mean)
 
     def steps_to_crash(self) -> float:
         """How many steps of the loop pass before the next crash."""

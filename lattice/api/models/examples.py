@@ -27,6 +27,8 @@ _SPLIT: dict[str, Any] = {
     },
     "task_output": {"output_params": {"1": {"key": "words", "data_type": "list"}}},
     "resources": {"cpu": 1, "cpu_mem": 256},
+    "retry": {"max_attempts": 3, "backoff": 1.0, "on": ["OSError", "TaskTimeoutError"]},
+    "timeout": 60,
 }
 
 _COUNT_CODE = """from collections import Counter
@@ -56,6 +58,7 @@ def _count(source: str) -> dict[str, Any]:
 
 
 WORKFLOW: dict[str, Any] = {"workflow_id": _WORKFLOW_ID}
+RUN_WITHIN: dict[str, Any] = {**WORKFLOW, "deadline": 3600}
 ADD_TASK: dict[str, Any] = {**WORKFLOW, "task_type": "code", "task_name": "split_words"}
 SAVE_SPLIT: dict[str, Any] = {**WORKFLOW, "task_id": _SPLIT_ID, **_SPLIT}
 SAVE_COUNT: dict[str, Any] = {**WORKFLOW, "task_id": _COUNT_ID, **_count(_SPLIT_ID)}

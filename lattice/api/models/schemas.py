@@ -156,8 +156,10 @@ class TaskDefinition(_Model):
     )
     retry: dict[str, Any] | None = Field(
         default=None,
-        description="`max_attempts`, and `backoff` and `max_backoff` in seconds, for code that fails.",
-        examples=[{"max_attempts": 1}],
+        description="For code that fails: `max_attempts`; `backoff` and `max_backoff` in seconds, of which "
+        "up to half is left to chance; and `on`, names of exception classes (`ValueError`, "
+        "`requests.exceptions.Timeout`, `TaskTimeoutError` for time-outs) that alone are tried again.",
+        examples=[{"max_attempts": 3, "backoff": 1.0, "on": ["OSError", "TaskTimeoutError"]}],
     )
     timeout: float | None = Field(
         default=None, description="Longest attempt, in seconds.", examples=[60]
@@ -213,10 +215,21 @@ class GetTasksResponse(StatusResponse):
     )
 
 
+#: Of a run, in seconds.
+Deadline = Annotated[
+    float | None,
+    Field(
+        description="Seconds from this request within which the run has to end; else it fails, and "
+        "`error` in its last message says so. By default the setting `default_deadline`."
+    ),
+]
+
+
 class RunWorkflowRequest(_Model):
-    model_config = _example(examples.WORKFLOW)
+    model_config = _example(examples.WORKFLOW, examples.RUN_WITHIN)
 
     workflow_id: Id
+    deadline: Deadline = None
 
 
 class RunWorkflowResponse(StatusResponse):
@@ -238,6 +251,7 @@ class SubmitWorkflowRequest(_Model):
         default_factory=list,
         description="Pairs of source and target, beside what references imply.",
     )
+    deadline: Deadline = None
 
 
 class SubmitWorkflowResponse(StatusResponse):
@@ -256,6 +270,10 @@ class RunSummary(_Model):
     status: RunState
     created: str = Field(description="ISO 8601, UTC.")
     finished: str | None
+    deadline: str | None = Field(default=None, description="When it has to have ended, if ever.")
+    retry_of: str | None = Field(
+        default=None, description="The run whose results it took over, if it did."
+    )
 
 
 class TaskReport(_Model):
@@ -264,7 +282,7 @@ class TaskReport(_Model):
     state: str = Field(
         description="waiting, queued, running, backing_off, succeeded, failed, skipped or cancelled."
     )
-    attempt: int
+    attempt: int = Field(description="0 before the first, and for a result that was taken over.")
     started: str | None
     finished: str | None
     error: dict[str, Any] | None
@@ -299,6 +317,14 @@ class CancelRunResponse(StatusResponse):
     run_status: RunState = Field(
         description="The run's status now; a run that had ended stays as it ended."
     )
+
+
+class RetryRunResponse(StatusResponse):
+    run_id: str = Field(description="The new run.")
+
+
+class DeleteRunsResponse(StatusResponse):
+    deleted: int = Field(description="How many runs; if `limit`, there may be more.")
 
 
 class TaskResultResponse(StatusResponse):

@@ -37,11 +37,14 @@ async def add_langgraph_task(
 @router.post(
     "/run_langgraph_task",
     response_model=RunLangGraphTaskResponse,
-    responses=refusals(400, 404),
+    responses=refusals(400, 404, 504),
 )
 async def run_langgraph_task(request: RunLangGraphTaskRequest, service: Service) -> Response:
     """Calls the function and answers with what it returned; an exception is answered 500 with its
-    traceback."""
+    traceback.
+
+    An `Idempotency-Key` means nothing here, as results of calls are not kept: sent again, it runs again.
+    """
     answer = await service.run_langgraph_task(
         WorkflowId(request.workflow_id),
         TaskId(request.task_id),

@@ -1,4 +1,4 @@
-"""Runs: listing, watching and cancelling them, and what their tasks returned."""
+"""Runs: listing, watching, cancelling, retrying and deleting them, and what their tasks returned."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response, StreamingResponse
 
-from lattice.api.dependencies import AnyId, AppHolder, Service
+from lattice.api.dependencies import AnyId, AppHolder, Idempotency, Service
 from lattice.api.errors import refusals
 from lattice.api.following import follow_run, parse_seq
 from lattice.api.models.schemas import (
     CancelRunResponse,
     DescribeRunResponse,
     ListRunsResponse,
+    RetryRunResponse,
     RunState,
+    StatusResponse,
     TaskResultResponse,
 )
 from lattice.api.requests import JSONRoute
@@ -98,6 +100,25 @@ async def run_events(
 async def cancel_run(run_id: AnyId, service: Service) -> CancelRunResponse:
     """Cancels a run: its running tasks are ended. One that has ended stays as it is."""
     return CancelRunResponse.model_validate({"run_status": await service.cancel_run(RunId(run_id))})
+
+
+@router.post("/runs/{run_id}/retry", responses=refusals(400, 404, 409))
+async def retry_run(run_id: AnyId, service: Service, once: Idempotency) -> RetryRunResponse:
+    """Starts a new run that does what this one, failed or cancelled, has left undone.
+
+    It works on the same snapshot of the workflow, whatever became of that since, with a deadline as long.
+    Its messages begin with a `finish_task` for each task that had finished, with the run in `taken_from`;
+    none of those runs again. The request has no body.
+    """
+    return RetryRunResponse(run_id=await service.retry_run(RunId(run_id), once))
+
+
+@router.delete("/runs/{run_id}", responses=refusals(400, 404))
+async def delete_run(run_id: AnyId, service: Service) -> StatusResponse:
+    """Deletes a run that has ended, with its messages and values; runs that took results of it over keep
+    them."""
+    await service.delete_run(RunId(run_id))
+    return StatusResponse()
 
 
 @router.get(

@@ -22,6 +22,7 @@ from lattice.api.models.schemas import (
     AddTaskRequest,
     AddTaskResponse,
     CreateWorkflowResponse,
+    DeleteRunsResponse,
     DeleteTaskRequest,
     GetTasksResponse,
     RunWorkflowRequest,
@@ -117,7 +118,9 @@ async def run_workflow(
     Its messages come over the WebSocket `/get_workflow_res/{workflow_id}/{run_id}` and as server-sent
     events from `/runs/{run_id}/events`, from the first one on, whenever asked for.
     """
-    run_id = await service.run_workflow(WorkflowId(request.workflow_id), once)
+    run_id = await service.run_workflow(
+        WorkflowId(request.workflow_id), once, deadline=request.deadline
+    )
     return RunWorkflowResponse(run_id=run_id)
 
 
@@ -128,8 +131,24 @@ async def submit_workflow(
     """Makes a whole workflow and starts a run of it, all or nothing."""
     uploads = await task_uploads(request.tasks)
     edges = [(TaskId(source), TaskId(target)) for source, target in request.edges]
-    workflow_id, run_id = await service.submit_workflow(uploads, edges, once)
+    workflow_id, run_id = await service.submit_workflow(
+        uploads, edges, once, deadline=request.deadline
+    )
     return SubmitWorkflowResponse(workflow_id=workflow_id, run_id=run_id)
+
+
+@router.delete("/workflows/{workflow_id}/runs")
+async def delete_runs(
+    workflow_id: AnyId,
+    service: Service,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Most runs to delete.")] = 1000,
+) -> DeleteRunsResponse:
+    """Deletes the runs of a workflow that have ended, with their messages and values.
+
+    The workflow stays, and so do runs that go on. A workflow that is not there has no runs.
+    """
+    deleted = await service.delete_runs(WorkflowId(workflow_id), limit)
+    return DeleteRunsResponse(deleted=deleted)
 
 
 @router.websocket("/get_workflow_res/{workflow_id}/{run_id}")

@@ -121,8 +121,14 @@ class ScriptedService(OrchestratorService):
         self._note("workflow_tasks", workflow_id)
         return [{"id": "t1", "name": "one"}]
 
-    async def run_workflow(self, workflow_id: WorkflowId, once: Once | None = None) -> RunId:
-        self._note("run_workflow", workflow_id, once)
+    async def run_workflow(
+        self,
+        workflow_id: WorkflowId,
+        once: Once | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> RunId:
+        self._note("run_workflow", workflow_id, deadline, once)
         return RunId("r1")
 
     async def submit_workflow(
@@ -130,8 +136,10 @@ class ScriptedService(OrchestratorService):
         tasks: Sequence[TaskUpload],
         edges: Sequence[tuple[TaskId, TaskId]],
         once: Once | None = None,
+        *,
+        deadline: float | None = None,
     ) -> tuple[WorkflowId, RunId]:
-        self._note("submit_workflow", tasks, edges, once)
+        self._note("submit_workflow", tasks, edges, deadline, once)
         return WorkflowId("w1"), RunId("r1")
 
     async def add_langgraph_task(
@@ -163,6 +171,17 @@ class ScriptedService(OrchestratorService):
     async def cancel_run(self, run_id: RunId) -> str:
         self._note("cancel_run", run_id)
         return "cancelled"
+
+    async def retry_run(self, run_id: RunId, once: Once | None = None) -> RunId:
+        self._note("retry_run", run_id, once)
+        return RunId("r2")
+
+    async def delete_run(self, run_id: RunId) -> None:
+        self._note("delete_run", run_id)
+
+    async def delete_runs(self, workflow_id: WorkflowId, limit: int) -> int:
+        self._note("delete_runs", workflow_id, limit)
+        return 3
 
     def follow(
         self, run_id: RunId, workflow_id: WorkflowId | None, after: int

@@ -30,6 +30,8 @@ CASES: list[tuple[LatticeError, int]] = [
     (errors.OrchestratorNotInitializedError(), 503),
     (errors.StoreUnavailableError("disk"), 503),
     (errors.LeaseLostError(1, 2), 503),
+    (errors.OverloadedError("max_live_runs", 3, 2, "runs"), 503),
+    (errors.CallTimeoutError(600.0), 504),
 ]
 
 

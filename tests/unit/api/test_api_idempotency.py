@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: the orchestrator gets the key and what it was sent with."""
+"""`Idempotency-Key`: the orchestrator gets the key and what it was sent with, and does it once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from lattice.api.server import create_app
 from lattice.ports import Once
+from lattice.store.memory import MemoryStore
+from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher
 from tests.unit.api.scripted import ScriptedService
+from tests.unit.orchestrator.world import World, make
 
 pytestmark = pytest.mark.anyio
 
@@ -18,6 +23,7 @@ POSTS: dict[str, Any] = {
     "/add_task": {"workflow_id": "w", "task_type": "code", "task_name": "n"},
     "/run_workflow": {"workflow_id": "w"},
     "/submit_workflow": {"tasks": [TASK]},
+    "/runs/r/retry": None,
     "/add_langgraph_task": {"workflow_id": "w", "task_name": "n", "code_ser": "AAAA"},
 }
 
@@ -67,3 +73,67 @@ async def test_anything_else_is_400(
     assert answer.status_code == 400
     assert answer.json()["detail"].startswith("Idempotency-Key: found ")
     assert service.calls == []
+
+
+#: What is the same when it is done twice, and so needs no key; and calls, whose results are not kept.
+WITHOUT_KEY = {
+    "/save_task",
+    "/save_task_and_add_edge",
+    "/add_edge",
+    "/del_edge",
+    "/del_task",
+    "/runs/{run_id}/cancel",
+    "/connect_worker",
+    "/disconnect_worker",
+    "/get_head_ray_port",
+    "/run_langgraph_task",
+}
+
+
+def test_every_post_is_known_to_take_a_key_or_to_need_none(app: FastAPI) -> None:
+    """A new one has to be put into one of the two lists."""
+    posts = {path for path, methods in app.openapi()["paths"].items() if "post" in methods}
+    assert posts == WITHOUT_KEY | {path.replace("/r/", "/{run_id}/") for path in POSTS}
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_a_request_is_done_once_for_its_key(path: str) -> None:
+    """On a real orchestrator: the same answer again, also after a restart; another request is refused."""
+    store, clock, ids = MemoryStore(), FakeClock(), CountedIds()
+    dispatcher = HeldDispatcher(clock)
+    world = World(store, clock, dispatcher, make(store, clock, dispatcher, ids), ids)
+    await world.orchestrator.start_monitor()
+    workflow_id = await world.workflow("a")
+    (run,) = await world.orchestrator.list_runs(1)
+    path = path.replace("/r/", f"/{run['run_id']}/")
+    body = POSTS.get(path)
+    if body is not None:
+        body = body | {"workflow_id": workflow_id}
+    if path == "/submit_workflow":
+        body = {"tasks": [TASK | {"code_str": "def n(params): ..."}]}
+
+    async def post(target: str, content: Any, key: str = "k") -> httpx.Response:
+        app = create_app(orchestrator=world.orchestrator)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost"
+        ) as client:
+            return await client.post(target, json=content, headers={"Idempotency-Key": key})
+
+    first = await post(path, body)
+    assert first.status_code == 200, first.text
+    count = len(await world.orchestrator.list_runs(100))
+    assert (await post(path, body)).json() == first.json()
+    await world.restart()
+    assert (await post(path, body)).json() == first.json()
+    changed = await post(path, (body or {}) | {"more": 1})
+    elsewhere = await post(
+        "/add_task" if path != "/add_task" else "/create_workflow", POSTS["/add_task"]
+    )
+    for answer in (changed, elsewhere):
+        assert answer.status_code == 409
+        assert "was used for a different request" in answer.json()["detail"]
+    assert len(await world.orchestrator.list_runs(100)) == count
+    other = await post(path, body, key="other")
+    assert other.status_code == 200
+    assert other.json() != first.json()
+    await world.orchestrator.close()

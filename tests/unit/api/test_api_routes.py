@@ -36,9 +36,16 @@ WORKER = {"node_ip": "10.0.0.1", "node_id": "n", "resources": {"cpu": 1}}
         (
             "/run_workflow",
             {"workflow_id": "w"},
-            ("run_workflow", "w", None),
+            ("run_workflow", "w", None, None),
             OK | {"run_id": "r1"},
         ),
+        (
+            "/run_workflow",
+            {"workflow_id": "w", "deadline": 1.5},
+            ("run_workflow", "w", 1.5, None),
+            OK | {"run_id": "r1"},
+        ),
+        ("/runs/r/retry", None, ("retry_run", "r", None), OK | {"run_id": "r2"}),
         ("/runs/r/cancel", None, ("cancel_run", "r"), OK | {"run_status": "cancelled"}),
         ("/connect_worker", WORKER, ("connect_worker", "n", "10.0.0.1", {"cpu": 1}), OK),
         ("/disconnect_worker", {"node_id": "n"}, ("disconnect_worker", "n"), OK),
@@ -54,6 +61,25 @@ async def test_posts(
     answer: dict[str, object],
 ) -> None:
     assert (await client.post(path, json=body)).json() == answer
+    assert service.calls == [call]
+
+
+@pytest.mark.parametrize(
+    ("path", "call", "answer"),
+    [
+        ("/runs/r", ("delete_run", "r"), OK),
+        ("/workflows/w/runs", ("delete_runs", "w", 1000), OK | {"deleted": 3}),
+        ("/workflows/w/runs?limit=5", ("delete_runs", "w", 5), OK | {"deleted": 3}),
+    ],
+)
+async def test_deletes(
+    client: httpx.AsyncClient,
+    service: ScriptedService,
+    path: str,
+    call: tuple[object, ...],
+    answer: dict[str, object],
+) -> None:
+    assert (await client.delete(path)).json() == answer
     assert service.calls == [call]
 
 
@@ -106,7 +132,7 @@ async def test_a_whole_workflow(client: httpx.AsyncClient, service: ScriptedServ
     assert answer.json() == OK | {"workflow_id": "w1", "run_id": "r1"}
     definition: dict[str, object] = {"task_input": {}, "task_output": {}}
     uploads = [TaskUpload(name, "n", definition, None) for name in "ab"]  # type: ignore[arg-type]
-    assert service.calls == [("submit_workflow", uploads, [("a", "b")], None)]
+    assert service.calls == [("submit_workflow", uploads, [("a", "b")], None, None)]
 
 
 async def test_a_value_as_a_pickle_is_opaque_bytes(client: httpx.AsyncClient) -> None:

@@ -43,6 +43,8 @@ PATHS = {
     "/runs/{run_id}",
     "/runs/{run_id}/events",
     "/runs/{run_id}/cancel",
+    "/runs/{run_id}/retry",
+    "/workflows/{workflow_id}/runs",
     "/runs/{run_id}/tasks/{task_id}/result",
     "/runs/{run_id}/tasks/{task_id}/result/{key}",
     "/healthz",
@@ -141,6 +143,7 @@ async def test_the_examples_work_as_one_story() -> None:
             await paste("/save_task", example)
         await paste("/add_edge", examples.EDGE)
         await paste("/run_workflow", examples.WORKFLOW)
+        await paste("/run_workflow", examples.RUN_WITHIN)
         await paste("/del_edge", examples.EDGE)
         await paste("/del_task", examples.TASK)
         await paste("/submit_workflow", examples.SUBMIT)

@@ -167,6 +167,40 @@ def test_a_cancelled_run(fake: FakeService) -> None:
         run.result()
 
 
+def test_a_run_that_failed_by_itself(fake: FakeService) -> None:
+    """Says why, though no task failed for good."""
+    error = {"type": "DeadlineExceededError", "message": "too late", "traceback": ""}
+    run = run_of(fake, Log().start("a1").add("finish_workflow", status="failed", error=error))
+    with pytest.raises(RunFailedError, match="run r1 failed: too late") as caught:
+        run.result()
+    assert caught.value.reason == "too late"
+    assert caught.value.failures == ()
+    assert pickle.loads(pickle.dumps(caught.value)).reason == "too late"
+
+
+def test_a_run_that_is_retried(fake: FakeService) -> None:
+    """Is another run of the same tasks; the request has a key, and is repeated under it."""
+    run = run_of(fake, Log().fail("a1", "ValueError", "bad", "").end("failed"))
+    fake.answers["POST /runs/r1/retry"] = [(503, {"detail": "busy"}), (200, {"run_id": "r2"})]
+    again = run.retry()
+    assert (again.run_id, again.workflow_id) == ("r2", "w")
+    assert repr(again) == "<Run r2 of 'words', 2 tasks>"
+    first, second = (request.headers["idempotency-key"] for request in fake.requests)
+    assert first == second
+    taken = Log("r2").add("finish_task", task_id="a1", attempt=0, result={"x": 1}, taken_from="r1")
+    fake.sockets.scripts = [[*taken.finish("b1", n=1).end().messages]]
+    assert again.result() == {"load": {"x": 1}, "count": {"n": 1}}
+
+
+def test_a_run_that_is_deleted(fake: FakeService) -> None:
+    """A refusal is told."""
+    run = run_of(fake, Log())
+    fake.answers["DELETE /runs/r1"] = [(200, {"status": "success"}), (404, {"detail": "Run r1"})]
+    run.delete()
+    with pytest.raises(ServiceError, match="Run r1"):
+        run.delete()
+
+
 def test_a_run_that_takes_too_long(fake: FakeService) -> None:
     """Goes on, and its result may be asked for again."""
     run = run_of(fake, Log().start("a1"))

@@ -332,6 +332,7 @@ def test_what_cannot_be_called_is_refused(declare: Callable[[], object], words: 
         ({"batch_size": 2, "autoscaling": {"max_replicas": 0}}, "autoscaling.max_replicas"),
         ({"autoscaling": {"warm_up": True}}, "autoscaling.*'f', which has no replicas"),
         ({"retry": 0}, "retry.max_attempts"),
+        ({"retry": {"on": "ValueError"}}, "retry.on"),
         ({"timeout": -1}, "timeout"),
         ({"runtime_env": {"conda": []}}, "runtime_env.conda"),
         ({"data_types": {"n": "str"}}, "data_types of 'f'.*'n'.*allowed: a, b"),

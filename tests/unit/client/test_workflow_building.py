@@ -249,6 +249,16 @@ def test_a_service_that_lost_the_workflow_gets_it_again(
         workflow.run()
 
 
+def test_a_run_with_a_deadline(workflow: Workflow, fake: FakeService) -> None:
+    """It goes with the request, and is no part of the workflow: other deadlines run the same one."""
+    workflow.add_task(lambda: 1, name="one")
+    workflow.run(deadline=2.5)
+    workflow.run(deadline=60)
+    workflow.run()
+    assert fake.bodies("/submit_workflow")[0]["deadline"] == 2.5
+    assert [body.get("deadline") for body in fake.bodies("/run_workflow")] == [60, None]
+
+
 def test_running_nothing(workflow: Workflow) -> None:
     """Is refused."""
     with pytest.raises(InvalidRequestError, match="at least one"):

@@ -42,6 +42,15 @@ def test_what_the_calls_need_counts() -> None:
     assert len(names) == len(others) + 2
 
 
+def test_what_a_pickled_task_is_called_does_not_count() -> None:
+    """Out of source, a name picks the function."""
+    source = DEFINITION.code
+    pickle = replace(source, form=CodeForm.PICKLE)
+    for code, same in ((source, False), (pickle, True)):
+        one, two = (replace(DEFINITION, code=replace(code, name=called)) for called in ("a", "b"))
+        assert (name(one) == name(two)) is same
+
+
 def test_the_order_in_which_things_were_said_does_not_count() -> None:
     """Equal definitions have one name."""
     variables = {"A": "1", "B": "2"}

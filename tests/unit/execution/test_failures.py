@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from lattice.execution.failures import MAX_MESSAGE, MAX_TRACEBACK, describe
-from lattice.workflow.events import ErrorInfo
+from lattice.execution import wire
+from lattice.execution.failures import MAX_KINDS, MAX_MESSAGE, MAX_TRACEBACK, describe
+from lattice.ids import TaskId
+from lattice.workflow.events import ErrorInfo, TaskFailed
 
 
 def raised(function: Callable[[], object]) -> ErrorInfo:
@@ -116,3 +118,43 @@ def test_a_chain_that_bites_its_own_tail_ends() -> None:
 def test_arguments_that_cannot_be_shown_do_not_matter() -> None:
     """The text of an exception may depend on objects that raise."""
     assert "cannot be shown" in raised(_raise(ValueError(Texts()))).message
+
+
+def test_the_bases_of_an_exception_are_named_for_retry_policies() -> None:
+    """Bounded, whatever the classes are, and carried to the dispatcher."""
+
+    class DerivedError(SilentError, ConnectionError):
+        pass
+
+    info = raised(_raise(DerivedError()))
+    assert info.kinds[0] == info.type
+    assert info.kinds[1:] == (
+        f"{__name__}.SilentError",
+        "ConnectionError",
+        "OSError",
+        "Exception",
+        "BaseException",
+    )
+    assert wire.find_error(wire.error_text(info)) == info
+    failed = TaskFailed(TaskId("t"), 1, 2.0, info)
+    assert wire.decode_end(wire.encode_end(failed)) == failed
+    kind: type[Exception] = ValueError
+    for _ in range(100):
+        kind = type("E" * 400, (kind,), {})
+    assert len(raised(_raise(kind())).kinds) == MAX_KINDS
+    assert raised(_raise(type("E" * 10**6, (KeyError,), {})())).kinds[0] == "KeyError"
+
+
+class _OddMeta(type):
+    @property
+    def __mro__(cls) -> tuple[type, ...]:  # type: ignore[override]
+        raise SystemExit(1)
+
+
+class OddError(Exception, metaclass=_OddMeta):
+    pass
+
+
+def test_a_class_that_cannot_be_looked_at_has_no_bases() -> None:
+    """It is known by its type."""
+    assert describe(OddError(), "the task").kinds == ()

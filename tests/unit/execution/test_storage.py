@@ -150,3 +150,57 @@ def test_a_local_file_is_synced_before_it_is_visible(
     monkeypatch.setattr(os, "replace", noting("rename", os.replace))
     write(FsspecStorage(tmp_path.as_uri()), "runs/x", b"x")
     assert steps == ["sync", "rename", "sync"]
+
+
+def test_all_that_a_run_has_left_is_found_and_removed(storage: FsspecStorage) -> None:
+    """Whole values and what a killed writer left; other runs, even of a longer name, are not touched."""
+    run, other = RunId("r"), RunId("r2")
+    kept = location_of(other, TaskId("t"), 1, "out")
+    written = [location_of(run, TaskId(task), 1, "a/b.c") for task in ("t", "u")]
+    for location in (kept, *written):
+        write(storage, location, b"x")
+    storage._filesystem.pipe_file(f"{storage._root}/runs/r/t/1/.half", b"x")
+    assert sorted(storage.stored_by(run)) == sorted([*written, "runs/r/t/1/.half"])
+    assert storage.stored_by(RunId("none")) == []
+    assert {storage.owner(location) for location in written} == {run}
+    storage.delete([written[0], "runs/r/t/1/not there", "runs/none/t/1/out"])
+    assert sorted(storage.stored_by(run)) == sorted([written[1], "runs/r/t/1/.half"])
+    storage.delete(storage.stored_by(run))
+    assert storage.stored_by(run) == []
+    assert storage.stored_by(other) == [kept]
+    assert storage.read(kept) == b"x"
+
+
+def test_an_id_of_any_text_is_read_back_from_a_location(storage: FsspecStorage) -> None:
+    run = RunId("a/b .c%")
+    assert storage.owner(location_of(run, TaskId("t"), 1, "out")) == run
+
+
+def test_folders_go_when_they_are_empty(tmp_path: Path) -> None:
+    storage = FsspecStorage(tmp_path.as_uri())
+    write(storage, "runs/r/t/1/out", b"x")
+    write(storage, "runs/r/t/2/out", b"x")
+    storage.delete(["runs/r/t/1/out"])
+    assert not (tmp_path / "runs/r/t/1").exists()
+    storage.delete(["runs/r/t/2/out"])
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_links_of_user_code_are_removed_and_not_followed(tmp_path: Path) -> None:
+    """Whatever they lead to stays."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").touch()
+    storage = FsspecStorage((tmp_path / "values").as_uri())
+    write(storage, "runs/r/t/1/out", b"x")
+    folder = tmp_path / "values/runs/r"
+    (folder / "t/1/file").symlink_to(outside / "precious")
+    (folder / "t/folder").symlink_to(outside)
+    (tmp_path / "values/runs/link").symlink_to(outside)
+    storage.delete(storage.stored_by(RunId("r")))
+    storage.delete(storage.stored_by(RunId("link")))
+    assert list((tmp_path / "values/runs").iterdir()) == []
+    assert (outside / "precious").exists()
+    (tmp_path / "values/runs/link").symlink_to(outside)
+    with pytest.raises(FileNotFoundError):
+        storage.delete(["runs/link/precious"])

@@ -10,7 +10,7 @@ import pytest
 
 from lattice.errors import LatticeError, StoreUnavailableError, UnavailableError
 from lattice.ids import NodeId, RunId, TaskId
-from lattice.ports import Job, Once, Write
+from lattice.ports import Job, Once, RunRecord, Write
 from lattice.workflow.events import Placement, TaskSucceeded, Value
 from tests.unit.orchestrator.world import World, upload
 
@@ -243,12 +243,25 @@ async def test_a_run_that_is_cancelled_while_the_service_closes(
 ) -> None:
     """Whoever asks is told that it was not done, as the next orchestrator goes on with the run."""
     _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
-    commits = HeldCommits(world, monkeypatch)
+    entered, gate, load = threading.Event(), threading.Event(), world.store.load_run
+
+    def held(asked: RunId) -> RunRecord | None:
+        entered.set()
+        assert gate.wait(30)
+        return load(asked)
+
+    monkeypatch.setattr(world.store, "load_run", held)
     cancelling = asyncio.create_task(world.orchestrator.cancel_run(run_id))
+    await asyncio.to_thread(entered.wait, 30)
+    # A commit under way keeps the journal open.
+    commits = HeldCommits(world, monkeypatch)
+    creating = asyncio.create_task(world.orchestrator.create_workflow())
     await commits.entered()
     closing = asyncio.create_task(world.orchestrator.close())
     await asyncio.sleep(0)
+    gate.set()
+    await asyncio.wait([cancelling], timeout=0.1)
     commits.release()
     with pytest.raises(UnavailableError):
         await cancelling
-    await closing
+    await asyncio.gather(creating, closing)

@@ -267,9 +267,12 @@ async def test_an_answer_is_committed_with_its_effect(
     """There is no moment with one and without the other."""
     groups: list[Sequence[Write]] = []
     commit = world.store.commit
-    monkeypatch.setattr(
-        world.store, "commit", lambda lease, writes: (groups.append(writes), commit(lease, writes))
-    )
+
+    def noted(lease: int, writes: Sequence[Write]) -> None:
+        groups.append(writes)
+        commit(lease, writes)
+
+    monkeypatch.setattr(world.store, "commit", noted)
     await world.orchestrator.create_workflow(Once("key", "f"))
     [group] = filter(None, groups)
     assert [type(write).__name__ for write in group] == ["PutWorkflow", "PutReply"]
@@ -291,14 +294,14 @@ async def test_timers_of_finished_tasks_are_forgotten(world: World) -> None:
 
 
 async def test_a_retry_waits_for_its_time(world: World) -> None:
-    """The job is submitted again when the wait is over."""
+    """The job is submitted again when the wait is over: between half of `backoff` and all of it."""
     _, run_id = await world.orchestrator.submit_workflow(
         [upload("a", retry={"max_attempts": 2, "backoff": 3})], []
     )
     world.dispatcher.fail(run_id, A)
-    world.clock.advance(2.9)
+    world.clock.advance(1.4)
     assert world.dispatcher.submitted == [(A, 1)]
-    world.clock.advance(0.1)
+    world.clock.advance(1.6)
     assert world.dispatcher.submitted == [(A, 1), (A, 2)]
 
 

@@ -84,7 +84,7 @@ async def test_a_task_without_replicas_may_not_scale(world: World) -> None:
 
 async def test_the_setting_warms_up_what_does_not_say(world: World) -> None:
     """A task's own word wins; what has no replicas, or no place, is not warmed up."""
-    world.warm_up = True
+    world.options = {"warm_up": True}
     await world.restart()
     await save(world, upload("a"))
     await save(world, of_class(autoscaling={"warm_up": False}))

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from lattice.ids import RunId, TaskId, WorkflowId
-from lattice.orchestrator import Limits, Orchestrator
+from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention
 from lattice.ports import CodeUpload, TaskUpload
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher, NoCount
 from lattice.workflow.task import CodeForm
 
 
-class NoStorage:
-    """Storage without anything in it."""
+class FakeStorage:
+    """Files in memory. A location is `runs/RUN/...`."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.fails = False
 
     def read(self, location: str, start: int = 0, size: int = -1) -> bytes:
-        raise FileNotFoundError(location)
+        if location not in self.files:
+            raise FileNotFoundError(location)
+        return self.files[location][start:][: None if size < 0 else size]
+
+    def owner(self, location: str) -> RunId:
+        return RunId(location.split("/")[1])
+
+    def stored_by(self, run_id: RunId) -> list[str]:
+        return [location for location in self.files if location.startswith(f"runs/{run_id}/")]
+
+    def delete(self, locations: Sequence[str]) -> None:
+        if self.fails:
+            raise OSError("the storage is away")
+        for location in locations:
+            self.files.pop(location, None)
 
 
 @dataclass
@@ -28,19 +48,21 @@ class World:
     dispatcher: HeldDispatcher
     orchestrator: Orchestrator
     ids: CountedIds
-    warm_up: bool = False
+    storage: FakeStorage = field(default_factory=FakeStorage)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     async def restart(self) -> None:
         """A new orchestrator takes over, as after a kill: the old one is not told."""
         self.dispatcher = HeldDispatcher(self.clock, self.dispatcher.engine)
         self.orchestrator = make(
-            self.store, self.clock, self.dispatcher, self.ids, warm_up=self.warm_up
+            self.store, self.clock, self.dispatcher, self.ids, self.storage, **self.options
         )
         await self.orchestrator.start_monitor()
 
     async def workflow(self, *names: str, edges: str = "") -> WorkflowId:
         """A workflow of saved tasks whose ids are their names; `edges` as in `a>b b>c`."""
-        pairs = [tuple(map(TaskId, edge.split(">"))) for edge in edges.split()]
+        ends = (edge.split(">") for edge in edges.split())
+        pairs = [(TaskId(source), TaskId(target)) for source, target in ends]
         uploads = [upload(name) for name in names]
         workflow_id, run_id = await self.orchestrator.submit_workflow(uploads, pairs)
         await self.orchestrator.cancel_run(run_id)
@@ -67,15 +89,30 @@ def upload(name: str, **definition: object) -> TaskUpload:
     return TaskUpload(TaskId(name), name, document | definition, code)
 
 
+LIMITS = Limits(max_tasks_per_workflow=50, max_result_bytes=1000, call_timeout=5)
+
+
 def make(
     store: MemoryStore,
     clock: FakeClock,
     dispatcher: HeldDispatcher,
     ids: CountedIds,
+    storage: FakeStorage | None = None,
     *,
+    limits: Limits = LIMITS,
+    defaults: Defaults | None = None,
+    retention: Retention | None = None,
     warm_up: bool = False,
 ) -> Orchestrator:
-    limits = Limits(max_tasks_per_workflow=50, max_result_bytes=1000, call_timeout=5)
     return Orchestrator(
-        store, NoStorage(), dispatcher, clock, ids, NoCount(), limits, warm_up=warm_up
+        store,
+        storage or FakeStorage(),
+        dispatcher,
+        clock,
+        ids,
+        NoCount(),
+        limits,
+        defaults,
+        retention,
+        warm_up=warm_up,
     )

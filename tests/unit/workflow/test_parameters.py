@@ -16,7 +16,6 @@ from lattice.workflow.task import (
     Code,
     CodeForm,
     Resources,
-    RetryPolicy,
     Task,
     parse_timeout,
 )
@@ -126,19 +125,6 @@ def test_bad_batches_are_refused(document: object) -> None:
     """Sizes are whole and at least one, time-outs not negative."""
     with pytest.raises(InvalidRequestError):
         BatchPolicy.parse(document)
-
-
-@pytest.mark.parametrize("document", [{"max_attempts": 0}, {"backoff": -1}, {"tries": 3}, []])
-def test_bad_retries_are_refused(document: object) -> None:
-    """At least one attempt, no negative wait."""
-    with pytest.raises(InvalidRequestError):
-        RetryPolicy.parse(document)
-
-
-def test_backoff_doubles_up_to_its_maximum() -> None:
-    """The wait before the second try is `backoff`, then twice that, up to `max_backoff`."""
-    policy = RetryPolicy(max_attempts=5, backoff=1, max_backoff=5)
-    assert [policy.delay(failures) for failures in (1, 2, 3, 4, 2000)] == [1, 2, 4, 5, 5]
 
 
 @pytest.mark.parametrize("value", [0, -1, "1", float("inf")])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lattice.errors import InvalidTransitionError
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
 from lattice.workflow.commands import (
+    ArmDeadline,
     ArmTimer,
     Cancel,
     Command,
@@ -23,10 +24,13 @@ from lattice.workflow.commands import (
 )
 from lattice.workflow.events import (
     CancelRequested,
+    DeadlineReached,
     ErrorInfo,
     Event,
     Placement,
     Recovered,
+    Result,
+    ResultsTakenOver,
     RunRequested,
     TaskFailed,
     TaskLost,
@@ -38,8 +42,9 @@ from lattice.workflow.events import (
 )
 from lattice.workflow.graph import Graph
 from lattice.workflow.messages import Message, MessageType
+from lattice.workflow.retry import RetryPolicy
 from lattice.workflow.run import LOST_ATTEMPTS, TRANSITIONS, Run, RunStatus, TaskState
-from lattice.workflow.task import Code, CodeForm, RetryPolicy, Task
+from lattice.workflow.task import Code, CodeForm, Task
 
 A, B, C, D = (TaskId(name) for name in "abcd")
 HERE = Placement(NodeId("node"), "127.0.0.1", 10.0)
@@ -66,8 +71,8 @@ DIAMOND = graph([(A, B), (A, C), (B, D), (C, D)], A, B, C, D)
 class Driver:
     """Feeds a run, keeps its log, and checks after every step that the log replays to the run."""
 
-    def __init__(self, made: Graph) -> None:
-        self.run = Run(RunId("r"), made)
+    def __init__(self, made: Graph, deadline: float | None = None) -> None:
+        self.run = Run(RunId("r"), made, deadline)
         self.log: list[Message] = []
 
     def feed(self, event: Event) -> list[Command]:
@@ -288,20 +293,144 @@ def test_a_dying_process_is_tried_again_a_few_times() -> None:
     assert driver.told() == ["task_retry a", "task_retry a", "task_exception a", "finish_workflow"]
 
 
+def waits(commands: list[Command]) -> list[float]:
+    return [each.delay for each in commands if isinstance(each, ArmTimer)]
+
+
 def test_user_errors_are_retried_by_policy_after_a_wait() -> None:
-    """Each try waits twice as long; a stale timer does nothing."""
+    """Each try waits twice as long, less up to half by chance; a stale timer does nothing."""
     driver = Driver(graph([], A, retry=RetryPolicy(max_attempts=3, backoff=2)))
     driver.feed(RunRequested(1.0))
     commands = driver.feed(TaskFailed(A, 1, 5.0, ERROR, HERE))
-    assert ArmTimer(A, 1, TimerKind.RETRY, 2.0) in commands
+    (first,) = waits(commands)
+    assert 1 <= first <= 2
+    assert driver.log[-1].data["delay"] == first
+    assert driver.log[-1].data["retry_at"] == 5.0 + first
     assert executed(commands) == []
     assert executed(driver.feed(TimerFired(A, 1, TimerKind.RETRY, 7.0))) == [(A, 2)]
     assert driver.feed(TimerFired(A, 1, TimerKind.RETRY, 7.0)) == []
-    commands = driver.feed(TaskFailed(A, 2, 8.0, ERROR, HERE))
-    assert ArmTimer(A, 2, TimerKind.RETRY, 4.0) in commands
+    (second,) = waits(driver.feed(TaskFailed(A, 2, 8.0, ERROR, HERE)))
+    assert 2 <= second <= 4
     driver.feed(TimerFired(A, 2, TimerKind.RETRY, 12.0))
     driver.feed(succeeded(A, 3))
     assert driver.run.status is RunStatus.SUCCEEDED
+
+
+def test_tasks_that_fail_together_come_back_apart() -> None:
+    """And the same history gives the same waits again."""
+
+    def history() -> list[float]:
+        ids = [TaskId(str(number)) for number in range(100)]
+        driver = Driver(graph([], *ids, retry=RetryPolicy(max_attempts=2, backoff=10)))
+        driver.run.handle(RunRequested(1.0))
+        return [
+            wait
+            for task_id in ids
+            for wait in waits(driver.run.handle(TaskFailed(task_id, 1, 5.0, ERROR, HERE)))
+        ]
+
+    found = history()
+    assert found == history()
+    assert len(set(found)) == 100
+    assert all(5 <= wait <= 10 for wait in found)
+    assert min(found) < 6
+    assert max(found) > 9
+
+
+def test_only_the_errors_that_a_policy_names_are_retried() -> None:
+    """By the class or a base of it; a time-out by its own name; lost workers are none of its business."""
+    policy = RetryPolicy(max_attempts=9, backoff=0, on=("OSError", "TaskTimeoutError"))
+    driver = Driver(graph([], A, B, retry=policy, timeout=5))
+    driver.feed(RunRequested(1.0))
+    gone = ErrorInfo("ConnectionResetError", "gone", "", ("ConnectionResetError", "OSError"))
+    assert executed(driver.feed(TaskFailed(A, 1, 2.0, gone, HERE))) == [(A, 2)]
+    driver.feed(TaskStarted(A, 2, HERE))
+    assert executed(driver.feed(TimerFired(A, 2, TimerKind.TIMEOUT, 7.0))) == [(A, 3)]
+    assert executed(driver.feed(TaskLost(A, 3, 8.0, ERROR))) == [(A, 4)]
+    assert executed(driver.feed(TaskFailed(A, 4, 9.0, ERROR, HERE))) == []
+    assert driver.run.tasks[A].state is TaskState.FAILED
+    only_values = RetryPolicy(max_attempts=9, backoff=0, on=("ValueError",))
+    driver = Driver(graph([], A, retry=only_values, timeout=5))
+    driver.feed(RunRequested(1.0))
+    driver.feed(TaskStarted(A, 1, HERE))
+    driver.feed(TimerFired(A, 1, TimerKind.TIMEOUT, 7.0))
+    assert driver.run.status is RunStatus.FAILED
+
+
+def test_a_run_that_reaches_its_deadline_ends_as_failed_with_the_reason() -> None:
+    """What runs and what is queued is cancelled, what waits never begins, and what ended stays."""
+    driver = Driver(DIAMOND, deadline=30.0)
+    assert ArmDeadline(29.0) in driver.feed(RunRequested(1.0))
+    driver.feed(succeeded(A))
+    driver.feed(TaskStarted(B, 1, HERE))
+    commands = driver.feed(DeadlineReached(30.0))
+    assert {each for each in commands if isinstance(each, Cancel)} == {Cancel(B, 1), Cancel(C, 1)}
+    assert commands[-1] == Finish("failed")
+    end = driver.log[-1].data
+    assert end["status"] == "failed"
+    assert end["error"] == {
+        "type": "DeadlineExceededError",
+        "message": "the run did not end by its deadline; its tasks were: 1 succeeded, 1 running, "
+        "1 queued, 1 waiting",
+        "traceback": "",
+    }
+    assert [driver.run.tasks[each].state for each in (A, B, C, D)] == [
+        TaskState.SUCCEEDED,
+        *[TaskState.CANCELLED] * 3,
+    ]
+    assert driver.feed(DeadlineReached(31.0)) == []
+    assert driver.feed(succeeded(B)) == []
+
+
+def taken(*ids: TaskId) -> ResultsTakenOver:
+    result = Result({"out": 1}, {"out": Value(3, b"abc")})
+    return ResultsTakenOver(RunId("old"), 1.0, dict.fromkeys(ids, result))
+
+
+def test_a_run_begins_with_the_results_of_another() -> None:
+    """They are told first, none of their tasks is executed, and their values feed what comes after."""
+    driver = Driver(DIAMOND)
+    commands = driver.feed(taken(B, A))
+    assert executed(commands) == []
+    assert driver.told() == ["finish_task a", "finish_task b"]
+    assert driver.log[0].data["taken_from"] == "old"
+    assert driver.log[0].data["attempt"] == 0
+    assert set(driver.run.values) == {A, B}
+    assert driver.run.unfinished == 2
+    assert executed(driver.feed(RunRequested(1.0))) == [(C, 1)]
+    again = Run.replay(RunId("r"), DIAMOND, driver.log)
+    assert executed(again.handle(Recovered(2.0))) == [(C, 1)]
+    assert executed(driver.feed(succeeded(C))) == [(D, 1)]
+    driver.feed(succeeded(D))
+    assert driver.run.status is RunStatus.SUCCEEDED
+    assert driver.run.values == {}
+
+
+def test_results_that_cannot_be_taken_over_change_nothing() -> None:
+    """Of a task that is not there, without what they were made of, or after the beginning."""
+    driver = Driver(DIAMOND)
+    for event in (taken(TaskId("x")), taken(B)):
+        with pytest.raises(InvalidTransitionError, match="ResultsTakenOver from old"):
+            driver.run.handle(event)
+        driver.check()
+    driver.feed(RunRequested(1.0))
+    with pytest.raises(InvalidTransitionError):
+        driver.run.handle(taken(A))
+    assert driver.run.tasks[A].state is TaskState.QUEUED
+
+
+def test_a_deadline_goes_on_over_a_restart() -> None:
+    """What is left of it is waited for; if it passed meanwhile, nothing is begun again."""
+    driver = Driver(DIAMOND, deadline=30.0)
+    driver.feed(RunRequested(1.0))
+    driver.feed(succeeded(A))
+    run = Run.replay(RunId("r"), DIAMOND, driver.log, 30.0)
+    assert ArmDeadline(8.0) in run.handle(Recovered(22.0))
+    run = Run.replay(RunId("r"), DIAMOND, driver.log, 30.0)
+    commands = run.handle(Recovered(30.0))
+    assert executed(commands) == []
+    assert run.status is RunStatus.FAILED
+    assert commands[-1] == Finish("failed")
 
 
 def test_a_timeout_cancels_the_attempt_and_counts_as_a_failure() -> None:
@@ -353,7 +482,9 @@ def test_recovery_keeps_the_wait_before_a_retry() -> None:
     driver.feed(RunRequested(1.0))
     driver.feed(TaskFailed(A, 1, 100.0, ERROR, HERE))
     run = Run.replay(RunId("r"), made, driver.log)
-    assert run.handle(Recovered(104.0)) == [ArmTimer(A, 1, TimerKind.RETRY, 6.0)]
+    retry_at = float(str(driver.log[-1].data["retry_at"]))
+    assert 105.0 <= retry_at <= 110.0
+    assert run.handle(Recovered(104.0)) == [ArmTimer(A, 1, TimerKind.RETRY, retry_at - 104.0)]
 
 
 def test_every_state_can_be_reached_and_every_end_is_final() -> None:
@@ -375,7 +506,9 @@ def test_any_history_keeps_the_promises(seed: int, size: int, density: float) ->
         for source in ids[:at]
         if chance.random() < density
     ]
-    retry = RetryPolicy(max_attempts=chance.randint(1, 3))
+    retry = RetryPolicy(
+        max_attempts=chance.randint(1, 3), on=chance.choice([None, ("ValueError",), ("KeyError",)])
+    )
     made = graph(edges, *ids, retry=retry, timeout=chance.choice([None, 5.0]))
     driver = Driver(made)
     pending: list[Event] = []
@@ -418,7 +551,7 @@ def test_any_history_keeps_the_promises(seed: int, size: int, density: float) ->
             absorb(driver.feed(Recovered(13.0)))
             continue
         if chance.random() < 0.01:
-            event = CancelRequested(14.0)
+            event = chance.choice([CancelRequested(14.0), DeadlineReached(14.0)])
         absorb(driver.feed(event))
     assert driver.run.ended
     assert driver.log[-1].type is MessageType.FINISH_WORKFLOW

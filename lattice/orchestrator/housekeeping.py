@@ -1,0 +1,226 @@
+"""Housekeeping: removes what need not be kept, a little at a time, beside everything else.
+
+Every `period` seconds, and again at once while there is more: runs that are too old or too many go, what
+runs that went have left is removed, blobs that nobody refers to, and old answers to idempotency keys.
+Each step reads a bounded number of rows by an index, in a thread, and appends a small write to the
+journal, so nothing here grows with the number of finished runs or stands in the way of a live one.
+`lattice.removal` says in which order a run goes and why a crash in between leaks nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from lattice.errors import InvalidRequestError, LatticeError, RunNotFoundError
+from lattice.ids import Digest, RunId, WorkflowId
+from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.policies import Retention
+from lattice.ports import Clock, Store, ValueStorage
+from lattice.removal import (
+    DeleteMessages,
+    DeleteReplies,
+    DeleteRun,
+    DeleteUnusedBlobs,
+    DeleteValues,
+    DropNote,
+    Note,
+    PutNote,
+    Removal,
+)
+from lattice.workflow.run import RunStatus
+
+_log = logging.getLogger(__name__)
+
+#: Seconds until what a run has left is looked for: attempts that were cancelled with it may still be
+#: writing, until their processes are killed.
+_GRACE = 10.0
+#: Seconds between two batches while there is more.
+_PAUSE = 0.2
+#: A note whose files could not be removed is tried again after so many seconds.
+_TRY_AGAIN = 300.0
+
+
+class Housekeeping:
+    """Removes runs, on request and by age and number, and what is left of them.
+
+    `lock` is held from the look at a run until the write that removes it is appended; whoever takes results
+    of a run over holds it too, from reading them until the new run is appended.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        storage: ValueStorage,
+        journal: Journal,
+        clock: Clock,
+        retention: Retention,
+    ) -> None:
+        self.lock = asyncio.Lock()
+        self._store = store
+        self._storage = storage
+        self._journal = journal
+        self._clock = clock
+        self._retention = retention
+        self._last_blob = Digest("")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """From now on, looks every `period` seconds."""
+        self._task = asyncio.create_task(self._keep(), name="housekeeping")
+
+    async def close(self) -> None:
+        """Stops. What was begun goes on when there is a housekeeping again."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def delete_run(self, run_id: RunId) -> None:
+        """Removes a finished run; nobody finds it from now on.
+
+        Raises:
+            RunNotFoundError: there is none.
+            InvalidRequestError: it has not ended.
+        """
+        async with self.lock:
+            await self._journal.barrier()
+            record = await asyncio.to_thread(self._store.load_run, run_id)
+            if record is None:
+                raise RunNotFoundError(run_id)
+            if record.status == RunStatus.RUNNING:
+                raise InvalidRequestError(
+                    "run_id",
+                    f"the run {run_id}, which is running",
+                    "only a run that has ended can be deleted; cancel it first",
+                )
+            await self._delete([run_id])
+
+    async def delete_runs_of(self, workflow_id: WorkflowId, limit: int) -> int:
+        """Removes up to `limit` finished runs of a workflow; how many it were."""
+        deleted = 0
+        while deleted < limit:
+            async with self.lock:
+                await self._journal.barrier()
+                batch = min(self._retention.batch, limit - deleted)
+                found = await asyncio.to_thread(
+                    self._store.finished_runs, batch, workflow_id=workflow_id
+                )
+                await self._delete(found)
+            deleted += len(found)
+            if len(found) < batch:
+                break
+        return deleted
+
+    async def tidy(self) -> bool:
+        """One batch of everything that is due. Returns whether there may be more."""
+        return any(
+            [
+                await self._expire_runs(),
+                await self._remove_leftovers(),
+                await self._remove_blobs(),
+                await self._expire_replies(),
+            ]
+        )
+
+    async def _keep(self) -> None:
+        period = self._retention.period
+        pause = period
+        while True:
+            await asyncio.sleep(pause)
+            pause = period
+            try:
+                if await self.tidy():
+                    pause = min(_PAUSE, period)
+            except LatticeError as error:
+                # The journal has stopped, and with it the orchestrator, or the database is away.
+                _log.warning("housekeeping was interrupted: %s", error)
+            except Exception:
+                _log.exception("housekeeping was interrupted")
+
+    async def _delete(self, run_ids: list[RunId]) -> None:
+        due = self._clock.now() + _GRACE
+        await self._journal.append([DeleteRun(run_id, due) for run_id in run_ids])
+
+    async def _expire_runs(self) -> bool:
+        keep, batch, more = self._retention, self._retention.batch, False
+        searches: list[dict[str, float]] = []
+        if keep.run_seconds is not None:
+            searches.append({"before": self._clock.now() - keep.run_seconds})
+        if keep.runs is not None:
+            searches.append({"keep": keep.runs})
+        for search in searches:
+            async with self.lock:
+                found = await asyncio.to_thread(
+                    self._store.finished_runs,
+                    batch,
+                    **search,  # type: ignore[arg-type]  # one of two keywords with types of their own
+                )
+                if found:
+                    await self._delete(found)
+            more = more or len(found) == batch
+        return more
+
+    async def _remove_leftovers(self) -> bool:
+        batch = self._retention.batch
+        notes = await asyncio.to_thread(self._store.due_notes, self._clock.now(), batch)
+        for note in notes:
+            try:
+                await self._clear(note)
+            except OSError:
+                _log.exception("files of the run %s cannot be removed yet", note.run_id)
+                await self._journal.append([PutNote(note.run_id, self._clock.now() + _TRY_AGAIN)])
+        return len(notes) == batch
+
+    async def _clear(self, note: Note) -> None:
+        """Removes what is left of a run. Raises OSError from the storage."""
+        run_id = note.run_id
+        # A note may be of a run that is still there: then only files of attempts that came to nothing,
+        # and of runs that took its results over and went, are looked for.
+        record = await asyncio.to_thread(self._store.load_run, run_id)
+        while record is None:
+            left = await asyncio.to_thread(self._store.leftovers, run_id, self._retention.batch)
+            writes: list[Removal] = []
+            if left.last_seq is not None:
+                writes.append(DeleteMessages(run_id, left.last_seq))
+            if left.outputs:
+                outputs = tuple((output.task_id, output.key) for output in left.outputs)
+                writes.append(DeleteValues(run_id, outputs))
+                owners = {
+                    self._storage.owner(output.location)
+                    for output in left.outputs
+                    if output.location is not None
+                }
+                now = self._clock.now()
+                writes += [PutNote(owner, now) for owner in owners - {run_id}]
+            if not writes:
+                break
+            await self._journal.append(writes)
+        if record is None or record.status != RunStatus.RUNNING:
+            await asyncio.to_thread(self._remove_files, run_id)
+        await self._journal.append([DropNote(run_id, note.due)])
+
+    def _remove_files(self, run_id: RunId) -> None:
+        """Removes the files of a run that no run refers to. Blocks. Raises OSError."""
+        stored = self._storage.stored_by(run_id)
+        needed = self._store.referenced(stored)
+        self._storage.delete([location for location in stored if location not in needed])
+
+    async def _remove_blobs(self) -> bool:
+        """Looks at the next blobs; from the first again after the last."""
+        batch = self._retention.batch
+        found = await asyncio.to_thread(self._store.blobs_after, self._last_blob, batch)
+        if found:
+            await self._journal.append([DeleteUnusedBlobs(tuple(found))])
+        more = len(found) == batch
+        self._last_blob = found[-1] if more else Digest("")
+        return more
+
+    async def _expire_replies(self) -> bool:
+        seconds, batch = self._retention.reply_seconds, self._retention.batch
+        if seconds is None:
+            return False
+        before = self._clock.now() - seconds
+        found = await asyncio.to_thread(self._store.replies_before, before, batch)
+        if found:
+            await self._journal.append([DeleteReplies(tuple(found))])
+        return len(found) == batch

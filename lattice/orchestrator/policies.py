@@ -1,0 +1,54 @@
+"""What an operator decides: bounds, defaults, and how long things are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lattice.workflow.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what is accepted: tasks, bytes of a rendered result, seconds of a call, work under way.
+
+    Attributes:
+        max_live_runs: most runs that have not ended.
+        max_unfinished_tasks: most tasks of all those runs together that have not ended.
+    """
+
+    max_tasks_per_workflow: int
+    max_result_bytes: int
+    call_timeout: float
+    max_live_runs: int = 10_000
+    max_unfinished_tasks: int = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What holds for tasks, when they are saved, and for runs that do not say so themselves.
+
+    `timeout` and `deadline` are in seconds; None sets no limit.
+    """
+
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout: float | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long things are kept, in seconds, and how many; None keeps them for ever.
+
+    Attributes:
+        run_seconds: a run, after its end.
+        runs: the finished runs that ended last.
+        reply_seconds: the answer to a request with an idempotency key.
+        period: from one look to the next.
+        batch: most things of a kind that are removed at a time.
+    """
+
+    run_seconds: float | None = None
+    runs: int | None = None
+    reply_seconds: float | None = None
+    period: float = 60.0
+    batch: int = 100

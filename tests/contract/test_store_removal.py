@@ -1,0 +1,197 @@
+"""What every store does when runs go: little at a time, and nothing that somebody still needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lattice.ids import Digest, RunId, TaskId, WorkflowId
+from lattice.ports import (
+    AppendMessage,
+    DeleteTask,
+    FinishRun,
+    PutBlob,
+    PutReply,
+    PutRun,
+    PutTask,
+    PutWorkflow,
+    RunRecord,
+    Store,
+    Write,
+)
+from lattice.removal import (
+    DeleteMessages,
+    DeleteReplies,
+    DeleteRun,
+    DeleteUnusedBlobs,
+    DeleteValues,
+    DropNote,
+    Leftovers,
+    Note,
+    PutNote,
+    StoredOutput,
+)
+from lattice.store import open_store
+from lattice.workflow.events import Value
+
+FLOW, OTHER = WorkflowId("flow"), WorkflowId("other")
+RUN = RunId("run")
+GRAPH, CODE, NEW = Digest("c" * 64), Digest("a" * 64), Digest("b" * 64)
+A, B = TaskId("a"), TaskId("b")
+Commit = Callable[..., None]
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    match request.param:
+        case "memory":
+            url = "memory:"
+        case "sqlite":
+            url = f"sqlite:///{tmp_path}/lattice.db"
+        case _:
+            url = request.getfixturevalue("postgresql_url")
+    with closing(open_store(url)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def commit(store: Store) -> Commit:
+    """Commits its arguments as one group, under the lease."""
+    lease = store.acquire_lease()
+    return lambda *writes: store.commit(lease, writes)
+
+
+def ended(name: str, at: float, workflow_id: WorkflowId = FLOW) -> list[Write]:
+    return [PutRun(RunId(name), workflow_id, GRAPH, at - 1), FinishRun(RunId(name), "failed", at)]
+
+
+def test_a_run_keeps_its_deadline_and_what_it_retries(store: Store, commit: Commit) -> None:
+    commit(PutRun(RUN, FLOW, GRAPH, 1.0, 9.5, RunId("first")))
+    expected = RunRecord(RUN, FLOW, GRAPH, "running", 1.0, None, 9.5, RunId("first"))
+    assert store.load_run(RUN) == expected
+    assert store.unfinished_runs() == store.list_runs(9) == [expected]
+
+
+def test_finished_runs_are_found_by_age_number_and_workflow(store: Store, commit: Commit) -> None:
+    commit(*ended("third", 30.0), *ended("first", 10.0, OTHER), *ended("second", 20.0))
+    commit(PutRun(RUN, FLOW, GRAPH, 0.0))
+    assert store.finished_runs(9) == ["first", "second", "third"]
+    assert store.finished_runs(9, before=30.0) == ["first", "second"]
+    assert store.finished_runs(1, before=30.0) == ["first"]
+    assert store.finished_runs(9, keep=1) == ["second", "first"]
+    assert store.finished_runs(1, keep=1) == ["second"]
+    assert store.finished_runs(9, keep=3) == []
+    assert store.finished_runs(9, workflow_id=FLOW) == ["second", "third"]
+    assert store.finished_runs(9, workflow_id=WorkflowId("none")) == []
+
+
+def test_a_run_goes_at_once_and_what_it_left_in_slices(store: Store, commit: Commit) -> None:
+    other = RunId("other")
+    values = {"x": Value(1, b"1"), "big": Value(9, location="runs/run/a/1/big")}
+    for run_id in (RUN, other):
+        commit(
+            PutRun(run_id, FLOW, GRAPH, 1.0),
+            AppendMessage(run_id, 1, "{}", A, values),
+            AppendMessage(run_id, 2, "{}", B, {"x": Value(1, b"1")}),
+            AppendMessage(run_id, 3, "{}"),
+            FinishRun(run_id, "succeeded", 2.0),
+        )
+    commit(DeleteRun(RUN, 50.0), DeleteRun(RunId("none"), 50.0))
+    assert store.load_run(RUN) is None
+    assert [run.run_id for run in store.list_runs(9)] == [other]
+    assert store.due_notes(49.0, 9) == []
+    assert store.due_notes(50.0, 9) == [Note(RUN, 50.0)]
+    found = store.leftovers(RUN, 2)
+    assert found == Leftovers(
+        2,
+        (StoredOutput(A, "big", "runs/run/a/1/big"), StoredOutput(A, "x", None))
+        if found.outputs[0].key == "big"
+        else (StoredOutput(A, "x", None), StoredOutput(A, "big", "runs/run/a/1/big")),
+    )
+    commit(DeleteMessages(RUN, 2), DeleteValues(RUN, ((A, "x"), (A, "big"))))
+    assert store.leftovers(RUN, 2) == Leftovers(3, (StoredOutput(B, "x", None),))
+    commit(DeleteMessages(RUN, 3), DeleteValues(RUN, ((B, "x"),)), DropNote(RUN, 50.0))
+    assert store.leftovers(RUN, 2) == Leftovers(None, ())
+    assert store.due_notes(99.0, 9) == []
+    assert len(store.load_messages(other, 0, 9)) == 3
+    assert store.load_values(other)[A] == values
+
+
+def test_a_run_that_runs_does_not_go(store: Store, commit: Commit) -> None:
+    commit(PutRun(RUN, FLOW, GRAPH, 1.0), DeleteRun(RUN, 2.0))
+    commit(DeleteRun(RUN, 2.0))
+    assert store.load_run(RUN) is not None
+    assert store.due_notes(9.0, 9) == []
+
+
+def test_a_note_that_was_put_anew_is_not_dropped(store: Store, commit: Commit) -> None:
+    commit(PutNote(RUN, 1.0), PutNote(RunId("early"), 0.5))
+    assert store.due_notes(1.0, 9) == [Note(RunId("early"), 0.5), Note(RUN, 1.0)]
+    assert store.due_notes(1.0, 1) == [Note(RunId("early"), 0.5)]
+    commit(PutNote(RUN, 2.0), DropNote(RUN, 1.0), DropNote(RunId("early"), 0.5))
+    assert store.due_notes(9.0, 9) == [Note(RUN, 2.0)]
+    commit(*ended("run", 3.0))
+    commit(DeleteRun(RUN, 4.0))
+    assert store.due_notes(9.0, 9) == [Note(RUN, 4.0)]
+
+
+def test_what_any_run_refers_to_is_known(store: Store, commit: Commit) -> None:
+    locations = [f"runs/run/{number}" for number in range(1200)]
+    outputs = {str(at): Value(1, location=name) for at, name in enumerate(locations[:1100])}
+    commit(AppendMessage(RUN, 1, "{}", A, outputs))
+    commit(AppendMessage(RunId("again"), 1, "{}", A, {"out": Value(1, location=locations[0])}))
+    assert store.referenced(locations) == set(locations[:1100])
+    commit(DeleteValues(RUN, (*((A, str(at)) for at in range(1100)),)))
+    assert store.referenced(locations) == {locations[0]}
+    assert store.referenced([]) == set()
+
+
+def test_a_blob_goes_when_nobody_refers_to_it(store: Store, commit: Commit) -> None:
+    """A code by a task or a graph, a graph by a run, each alone keeps it; a graph takes codes along later."""
+    digests = (CODE, NEW, GRAPH)
+
+    def left() -> list[Digest]:
+        commit(DeleteUnusedBlobs(digests))
+        return store.blobs_after(Digest(""), 9)
+
+    commit(
+        PutWorkflow(FLOW, 1.0),
+        PutBlob(CODE, b"code"),
+        PutTask(FLOW, A, "{}", CODE),
+        PutBlob(GRAPH, b"graph", uses=(CODE,)),
+        PutRun(RUN, FLOW, GRAPH, 1.0),
+    )
+    assert left() == [CODE, GRAPH]
+    commit(PutBlob(NEW, b"new"), PutTask(FLOW, A, "{}", NEW))
+    assert left() == [CODE, NEW, GRAPH]
+    commit(FinishRun(RUN, "failed", 2.0))
+    commit(DeleteRun(RUN, 3.0))
+    assert left() == [CODE, NEW]
+    assert left() == [NEW]
+    assert store.load_blob(CODE) is None
+    # What is put in the same commit counts, in whatever order.
+    commit(DeleteUnusedBlobs((NEW,)), DeleteTask(FLOW, A), PutTask(FLOW, B, "{}", NEW))
+    assert left() == [NEW]
+    commit(DeleteTask(FLOW, B))
+    assert left() == []
+
+
+def test_blobs_are_gone_through_page_by_page(store: Store, commit: Commit) -> None:
+    commit(*(PutBlob(Digest(name), b"") for name in ("d1", "d3", "d2")))
+    assert store.blobs_after(Digest(""), 2) == ["d1", "d2"]
+    assert store.blobs_after(Digest("d2"), 2) == ["d3"]
+    assert store.blobs_after(Digest("d3"), 2) == []
+
+
+def test_old_answers_go(store: Store, commit: Commit) -> None:
+    commit(PutReply("b", "f", "{}", 1.0), PutReply("a", "f", "{}", 2.0), PutReply("c", "f", "", 3))
+    assert store.replies_before(3.0, 9) == ["b", "a"]
+    assert store.replies_before(3.0, 1) == ["b"]
+    commit(DeleteReplies(("b", "a", "none")))
+    assert store.load_reply("a") is None
+    assert store.replies_before(9.0, 9) == ["c"]
+    commit(PutReply("a", "other", "{}", 4.0))
+    assert store.load_reply("a") is not None

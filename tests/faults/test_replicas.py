@@ -1,0 +1,143 @@
+"""Replicas in the middle of batches: killed, outlived by the service's next version, stopped with it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.running import ORCHESTRATOR, ROOT, Service, running_service, wait_for
+from tests.service.rest import Rest, inputs
+
+REPLICA = "ray::ServeReplica:lattice-task"
+#: Begins a batch by a mark and ends it when it may.
+BATCHED = """
+import pathlib, time
+
+def work(batch):
+    folder = pathlib.Path(batch[0]["folder"])
+    (folder / f"began-{time.time_ns()}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return [{"out": params["x"] * 2} for params in batch]
+"""
+RUNS = 12
+
+
+@pytest.fixture
+def own_service() -> Iterator[Service]:
+    """A service of its own, as it is ill-treated."""
+    with running_service() as service:
+        yield service
+
+
+def began(folder: Path) -> int:
+    return len(list(folder.glob("began-*")))
+
+
+def start(rest: Rest, folder: Path) -> list[tuple[str, str, int]]:
+    """Runs with one call each of the same batched task, of which the first batch has begun."""
+    runs = []
+    for x in range(RUNS):
+        workflow_id = rest.workflow()
+        rest.task(
+            workflow_id,
+            "work",
+            BATCHED,
+            task_input=inputs(x=x, folder=str(folder)),
+            batch_config={"enabled": True, "batch_size": 4, "batch_timeout": 0.05},
+            resources={"cpu": 0.1},
+            autoscaling={"max_replicas": 1, "downscale_delay": 600},
+        )
+        runs.append((workflow_id, rest.run(workflow_id), x))
+    wait_for("the first batch", lambda: began(folder))
+    return runs
+
+
+def check(rest: Rest, runs: list[tuple[str, str, int]]) -> None:
+    """Each run has its own result, and nothing failed."""
+    for workflow_id, run_id, x in runs:
+        messages = rest.messages(workflow_id, run_id)
+        assert messages[-1]["data"]["status"] == "succeeded", messages
+        (finish,) = (each["data"] for each in messages if each["type"] == "finish_task")
+        assert finish["result"] == {"out": 2 * x}
+        assert "task_exception" not in {each["type"] for each in messages}
+
+
+@contextmanager
+def redeployed(service: Service) -> Iterator[None]:
+    """Another configuration, deployed on the cluster of a running service."""
+    with Rest(service.url) as rest:
+        port = rest.post("/get_head_ray_port", {})["port"]
+    document = yaml.safe_load(service.config.read_text())
+    document["applications"][0]["args"]["max_tasks_per_workflow"] = 777
+    changed = service.config.with_name("changed.yaml")
+    changed.write_text(yaml.safe_dump(document))
+    command = f". .venv/bin/activate && exec serve run --address 127.0.0.1:{port} {changed}"
+    with service.log.open("ab") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=ROOT,
+            env={**service.environ, "RAY_AUTH_MODE": "token"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        # Without a word, as a stop would take the service along.
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_replica_costs_a_repetition(own_service: Service, tmp_path: Path) -> None:
+    """What ran with it runs again, what waited goes on elsewhere."""
+    with Rest(own_service.url) as rest:
+        runs = start(rest, tmp_path)
+        own_service.kill(REPLICA)
+        wait_for("another batch", lambda: began(tmp_path) > 1)
+        (tmp_path / "go").touch()
+        check(rest, runs)
+
+
+def test_replicas_outlive_the_service_version_that_made_them(
+    own_service: Service, tmp_path: Path
+) -> None:
+    """A re-deploy replaces the orchestrator; its successor finds the replica, with its model loaded."""
+    with Rest(own_service.url) as rest:
+        (tmp_path / "go").touch()
+        check(rest, start(rest, tmp_path))
+        (replica,) = own_service.processes(REPLICA)
+        (before,) = own_service.processes(ORCHESTRATOR)
+        with redeployed(own_service):
+            wait_for(
+                "the next orchestrator",
+                lambda: [
+                    each
+                    for each in own_service.processes(ORCHESTRATOR)
+                    if each.pid != before.pid and not before.is_running()
+                ],
+            )
+            own_service.wait_until_ready()
+            check(rest, start(rest, tmp_path))
+            assert own_service.processes(REPLICA) == [replica]
+
+
+def test_a_stop_in_the_middle_of_a_batch_loses_nothing(
+    own_service: Service, tmp_path: Path
+) -> None:
+    """Ctrl-C ends the batch and leaves no process; the next start of the service runs it again."""
+    with Rest(own_service.url) as rest:
+        runs = start(rest, tmp_path)
+    processes = own_service.processes()
+    own_service.stop()
+    assert [each for each in processes if each.is_running()] == []
+    (tmp_path / "go").touch()
+    own_service.start()
+    with Rest(own_service.url) as rest:
+        check(rest, runs)

@@ -1,0 +1,44 @@
+"""Settings: what they default to, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from lattice.settings import LatticeSettings
+
+
+def test_what_is_kept_and_bounded_by_default() -> None:
+    """Disk and memory are bounded without a setting; tasks and runs are not ended by themselves."""
+    settings = LatticeSettings()
+    assert settings.retention_seconds == 30 * 86_400
+    assert settings.retention_runs == 100_000
+    assert settings.idempotency_seconds == 86_400
+    assert (settings.max_live_runs, settings.max_unfinished_tasks) == (10_000, 200_000)
+    assert (settings.default_retry_attempts, settings.default_retry_backoff) == (1, 1.0)
+    assert settings.default_timeout is settings.default_deadline is None
+
+
+def test_policies_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATTICE_RETENTION_RUNS", "7")
+    monkeypatch.setenv("LATTICE_DEFAULT_DEADLINE", "60")
+    settings = LatticeSettings()
+    assert (settings.retention_runs, settings.default_deadline) == (7, 60.0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"retention_seconds": 0},
+        {"retention_runs": -1},
+        {"default_timeout": 0},
+        {"default_deadline": -1},
+        {"default_retry_attempts": 0},
+        {"max_live_runs": 0},
+        {"housekeeping_seconds": 0},
+    ],
+)
+def test_policies_that_make_no_sense_are_refused(given: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        LatticeSettings(**given)  # type: ignore[arg-type]  # refused, whatever it is
+    assert LatticeSettings(retention_seconds=None, retention_runs=None).retention_runs is None
