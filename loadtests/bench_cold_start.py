@@ -1,6 +1,6 @@
 """How long the first result takes from zero replicas, beside a bare Serve application's.
 
-`python -m loadtests.bench_cold_start` takes two minutes. Once with the application deployed and idle at zero,
+`python -m loadtests.bench_cold_start` takes three minutes. Once with the application deployed and idle at zero,
 once from nothing, which is a definition's first job ever. The floor is the same for a deployment of one
 function; both are deployed anew in each round, and take turns.
 """
