@@ -196,34 +196,45 @@ class Model:
     assert isinstance(await bench.end(job), TaskSucceeded)
 
 
-async def test_four_quarters_share_a_gpu(bench: Bench) -> None:
-    """They end when all four are there."""
+def running_replicas() -> int:
+    """Replicas that Serve says are running, of all applications. Blocks."""
+    return sum(
+        deployment.replica_states.get("RUNNING", 0)
+        for application in serve.status().applications.values()
+        for deployment in application.deployments.values()
+    )
 
-    def meet(params: Params) -> Params:
-        folder = Path(params["folder"])
-        (folder / str(os.getpid())).touch()
-        while len(list(folder.iterdir())) < 4:
+
+async def until_replicas(number: int) -> None:
+    """Waits until so many replicas are running."""
+    async with asyncio.timeout(LONG):
+        while await asyncio.to_thread(running_replicas) != number:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+async def test_four_quarters_share_a_gpu(bench: Bench, tmp_path: Path) -> None:
+    """Four replicas are there at a time; each sees the GPU."""
+
+    def work(params: Params) -> Params:
+        while not os.path.exists(params["go"]):
             time.sleep(0.01)
         return {"gpu": os.environ["CUDA_VISIBLE_DEVICES"]}
 
-    url: str = bench.dispatcher._replicas._storage_url  # type: ignore[attr-defined]
-    folder = Path(url.removeprefix("file://")).parent / "meeting"
-    folder.mkdir()
+    go = tmp_path / "go"
     resources = Resources(cpu=0.1, gpu=0.25)
-    arguments = (given("folder", str(folder)),)
+    arguments = (given("go", str(go)),)
     jobs = [
-        bench.job(meet, f"t{number}", arguments, resources=resources, gpus=0.25)
-        for number in range(8)
+        bench.job(work, f"t{number}", arguments, resources=resources, gpus=0.25)
+        for number in range(16)
     ]
     for job in jobs:
         bench.dispatcher.submit(job)
-    replicas = set()
+    await until_replicas(4)
+    go.touch()
     for job in jobs:
         end = await bench.end(job)
         assert isinstance(end, TaskSucceeded), end
         assert end.result == {"gpu": "0"}
-        replicas.add(end.placement.replica)
-    assert len(replicas) == 4
 
 
 async def test_cancelled_jobs_leave_the_queue_and_free_the_replica(
@@ -346,16 +357,7 @@ async def test_a_definition_is_got_ready_before_there_is_a_job(bench: Bench) -> 
     definition = bench.definition("import time\n" + built, resources=SMALL)
     bench.dispatcher.prepare(definition)
 
-    def running() -> int:
-        return sum(
-            deployment.replica_states.get("RUNNING", 0)
-            for application in serve.status().applications.values()
-            for deployment in application.deployments.values()
-        )
-
-    async with asyncio.timeout(LONG):
-        while await asyncio.to_thread(running) != 1:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+    await until_replicas(1)
     end = await bench.run("import time\n" + built, resources=SMALL)
     assert isinstance(end, TaskSucceeded), end
     assert end.placement.starting == 0.0
