@@ -94,4 +94,4 @@ def test_nothing_is_left_out() -> None:
     assert {text for kind, text in BLOCKS if kind == "bash"} >= ELSEWHERE
     tried = [text for text in COMMANDS if "curl" in text or "lattice.examples" in text]
     assert tried == COMMANDS
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
