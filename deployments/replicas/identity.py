@@ -24,9 +24,10 @@ from lattice.workflow.task import BatchPolicy, Code, CodeForm
 #: What the names of all applications of task definitions begin with.
 PREFIX = "lattice-task"
 
-#: Groups that a full batch comes in. Fewer would let a batch wait longer for its last items, more cost
-#: throughput: each is a call of the handle.
-_GROUPS_PER_BATCH = 4
+#: Groups that a full batch comes in. One would let a batch wait longer for its last items; more cost
+#: throughput, as each is a call of the handle: with 4, whole runs reached 0.59 of the limit of a replica,
+#: with 2 it was 0.75 (`loadtests.bench_runs`, on 2 cores).
+_GROUPS_PER_BATCH = 2
 #: Batches that a replica should have at a time: one runs, the next fills, a third travels.
 _BATCHES_AHEAD = 3
 
