@@ -19,6 +19,7 @@ from lattice.ids import Digest, RunId, TaskId
 from lattice.ports import Call, CallResult, Definition, Dispatcher, EngineNode, Job, Report
 from lattice.settings import LatticeSettings
 from lattice.workflow.events import Value
+from lattice.workflow.task import has_replicas
 
 
 class RoutingDispatcher:
@@ -49,7 +50,7 @@ class RoutingDispatcher:
         self._of(job.definition).submit(job)
 
     def _of(self, definition: Definition) -> Dispatcher | ReplicaDispatcher:
-        replicated = definition.batch.enabled or definition.gpus > 0 or definition.code.is_class
+        replicated = has_replicas(definition.batch, definition.resources, definition.code)
         return self._replicas if replicated or self._everything else self._tasks
 
     def prepare(self, definition: Definition) -> None:

@@ -208,22 +208,12 @@ class ReplicaDispatcher:
         references = []
         for taken in group.open.values():
             job = taken.job
-            definition = job.definition
             upstream, positions = self._held.upstream(job.run_id, job.arguments)
             references.append([*upstream.values()])
             assignments.append(
-                Assignment(
-                    run_id=job.run_id,
-                    task_id=job.task_id,
-                    attempt=job.attempt,
-                    name=job.name,
-                    code=definition.code,
-                    arguments=job.arguments,
-                    upstream=positions,
-                    output_keys=job.output_keys,
-                    batched=definition.batch.enabled,
-                    timed=job.timed,
-                    has_gpu=definition.gpus > 0,
+                Assignment.of(
+                    job,
+                    positions,
                     storage_url=self._storage_url,
                     inline_value_bytes=self._inline_value_bytes,
                     mailbox=self._starts.mailbox,

@@ -9,8 +9,8 @@ finds those that this one left; while Serve only replaces the orchestrator, they
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-import hashlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +21,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.replicas import identity, serving
 from deployments.replicas.application import Application
+from deployments.replicas.code_files import CodeFiles
 from deployments.replicas.identity import Bounds
 from deployments.replicas.serving import Status
 from deployments.task_replica import ReplicaTask
@@ -89,6 +90,7 @@ class Fleet:
         grace: float,
     ) -> None:
         self._storage_url = storage_url
+        self._codes = CodeFiles(FsspecStorage(storage_url))
         self._scope = scope
         self._owner = owner
         self._bounds = bounds
@@ -108,8 +110,9 @@ class Fleet:
         self._crew = crew
         self._load_code = load_code
         found = await self._serve(serving.statuses, identity.prefix(self._scope))
-        broken = [name for name, status in found.items() if status.failure or status.going]
-        await self._serve(serving.delete, broken)
+        broken = [name for name, status in found.items() if status.failure]
+        await self._serve(self._delete, broken)
+        await self._serve(self._codes.sweep, identity.prefix(self._scope), [*found])
         now = self._loop.time()
         self._leftovers = {name: now for name in found if name not in broken}
         self._watching = asyncio.ensure_future(self._watch())
@@ -164,13 +167,24 @@ class Fleet:
         try:
             async for _ in stream:
                 pass
-        except (RayError, RayServeException) as error:
-            _logger.warning("a task could not be warmed up: %s", error)
-        finally:
             application.to_warm = False
             application.warming = None
+        except (RayError, RayServeException) as error:
+            application.warming = None
+            self._cool(application, str(error))
+        finally:
             application.last_used = self._loop.time()
-            stream.cancel()
+            with contextlib.suppress(Exception):  # it raises again what the call has raised
+                stream.cancel()
+
+    def _cool(self, application: Application, reason: str) -> None:
+        """Gives up starting a replica before there is work."""
+        if application.to_warm:
+            _logger.warning("a task is not warmed up: %s", reason)
+            application.to_warm = False
+        if application.warming is not None:
+            application.warming.cancel()
+            application.warming = None
 
     def want(self, application: Application) -> None:
         """Begins to create an application that is not there, if there is room for one more."""
@@ -240,7 +254,7 @@ class Fleet:
         definition = application.definition
         task = ReplicaTask(
             code=definition.code,
-            source=await asyncio.to_thread(self._code, definition),
+            source=await asyncio.to_thread(self._code, application),
             storage_url=self._storage_url,
             batch=identity.batch_policy(definition),
             has_gpu=definition.gpus > 0,
@@ -248,26 +262,17 @@ class Fleet:
         )
         return await self._serve(serving.deploy, application.name, definition, task, self._bounds)
 
-    def _code(self, definition: Definition) -> bytes | str:
+    def _code(self, application: Application) -> bytes | str:
         """The code, or where it lies in the storage. Blocks."""
-        digest = definition.code.digest
+        definition = application.definition
         try:
-            data = self._load_code(digest)
-            if len(data) <= _SMALL_CODE:
-                return data
-            location = f"code/{hashlib.sha256(digest.encode()).hexdigest()}"
-            with FsspecStorage(self._storage_url).write(location) as file:
-                file.write(data)
-            return location
+            data = self._load_code(definition.code.digest)
+            return data if len(data) <= _SMALL_CODE else self._codes.put(application.name, data)
         except Exception as error:
             raise _CodeMissingError(f"the task's code is not to be had: {error}") from error
 
     def _fail(self, application: Application, info: ErrorInfo, *, lost: bool) -> None:
-        if application.to_warm:
-            application.to_warm = False
-            if application.warming is not None:
-                application.warming.cancel()
-            _logger.warning("a task could not be warmed up: %s: %s", info.type, info.message)
+        self._cool(application, f"{info.type}: {info.message}")
         self._crew.failed(application, info, lost=lost)
 
     def remove(self, application: Application) -> None:
@@ -276,6 +281,8 @@ class Fleet:
         application.handle = None
         application.ready = 0
         application.missing = 0
+        # Its call would wait for replicas of what is gone.
+        self._cool(application, "its application is removed")
         self._spawn_delete([application.name])
 
     def _forget_leftovers(self, names: list[str]) -> None:
@@ -284,8 +291,13 @@ class Fleet:
         self._spawn_delete(names)
 
     def _spawn_delete(self, names: list[str]) -> None:
-        future = self._loop.run_in_executor(self._serve_thread, serving.delete, names)
+        future = self._loop.run_in_executor(self._serve_thread, self._delete, names)
         future.add_done_callback(_log_failure)
+
+    def _delete(self, names: list[str]) -> None:
+        """Deletes applications with their code. Blocks."""
+        serving.delete(names)
+        self._codes.delete(names)
 
     async def _watch(self) -> None:
         """Looks at the applications as long as there are any."""
@@ -323,14 +335,15 @@ class Fleet:
             if application.busy:
                 self.want(application)
             return
-        if status is None or status.going:
+        if status is None:
             application.missing += 1
             if application.missing > 1:
                 self.remove(application)
                 self._crew.gone(application)
             return
         application.missing = 0
-        if status.failure is not None and application.busy:
+        if status.failure is not None:
+            # Also of one that nobody waits for any more: the next job is to find it mended.
             self._fail(application, status.failure, lost=False)
             self.remove(application)
             return
@@ -397,7 +410,7 @@ class Fleet:
         try:
             async with asyncio.timeout(_CLOSE_WAIT):
                 if self._owner is None or await self._serve(serving.is_leaving, self._owner):
-                    await self._serve(serving.delete, [*self._applications, *self._leftovers])
+                    await self._serve(self._delete, [*self._applications, *self._leftovers])
         except Exception as error:
             # Serve itself may be ending, and takes them along.
             _logger.info("the applications of tasks were not deleted: %s", error)

@@ -29,12 +29,10 @@ class Status:
 
     Attributes:
         ready: replicas that take calls.
-        going: it is being deleted.
         failure: why it can have no replica: the user's own error, where that is the reason.
     """
 
     ready: int
-    going: bool
     failure: ErrorInfo | None
 
 
@@ -96,25 +94,23 @@ def statuses(prefix: str) -> dict[str, Status]:
     for name, application in serve.status().applications.items():
         if not name.startswith(prefix):
             continue
-        state = application.status.value
+        texts = [application.message] if application.status.value == "DEPLOY_FAILED" else []
         ready = 0
         failure = None
-        texts = [application.message] if state == "DEPLOY_FAILED" else []
-        for deployment in application.deployments.values():
-            ready += sum(
-                count
-                for replica_state, count in deployment.replica_states.items()
-                if replica_state == "RUNNING"
+        deployment = application.deployments.get(TaskDeployment.name)
+        if deployment is not None:
+            ready = sum(
+                count for each, count in deployment.replica_states.items() if each == "RUNNING"
             )
-            state = deployment.status.value
-            if state != "HEALTHY":
+            if deployment.status.value != "HEALTHY":
                 # Serve tries three times; the user's own error is known after the first.
                 failure = wire.find_error(deployment.message)
-            if state in _FAILED and "HEALTH_CHECK" not in deployment.status_trigger.value:
+            failed = deployment.status.value in _FAILED
+            if failed and "HEALTH_CHECK" not in deployment.status_trigger.value:
                 texts.insert(0, deployment.message)
         if failure is None and texts:
             failure = _start_failure(texts[0])
-        found[name] = Status(ready, state == "DELETING", None if ready else failure)
+        found[name] = Status(ready, None if ready else failure)
     return found
 
 

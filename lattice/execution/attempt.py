@@ -27,7 +27,7 @@ from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
 from lattice.execution.storage import FsspecStorage, location_of
 from lattice.ids import RunId, TaskId
-from lattice.ports import Argument
+from lattice.ports import Argument, Job
 from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskSucceeded, Value
 from lattice.workflow.task import Code
 
@@ -65,6 +65,37 @@ class Assignment:
     inline_value_bytes: int
     mailbox: str
     submitted: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        job: Job,
+        upstream: tuple[int | None, ...],
+        *,
+        storage_url: str,
+        inline_value_bytes: int,
+        mailbox: str,
+        submitted: float = 0.0,
+    ) -> Assignment:
+        """What a worker is told of a job."""
+        definition = job.definition
+        return cls(
+            run_id=job.run_id,
+            task_id=job.task_id,
+            attempt=job.attempt,
+            name=job.name,
+            code=definition.code,
+            arguments=job.arguments,
+            upstream=upstream,
+            output_keys=job.output_keys,
+            batched=definition.batch.enabled,
+            timed=job.timed,
+            has_gpu=definition.gpus > 0,
+            storage_url=storage_url,
+            inline_value_bytes=inline_value_bytes,
+            mailbox=mailbox,
+            submitted=submitted,
+        )
 
 
 class _UnavailableError(Exception):

@@ -204,18 +204,9 @@ class RayTaskDispatcher:
         job = taken.job
         upstream, positions = self.held.upstream(job.run_id, job.arguments)
         taken.sources = tuple(upstream)
-        assignment = Assignment(
-            run_id=job.run_id,
-            task_id=job.task_id,
-            attempt=job.attempt,
-            name=job.name,
-            code=job.definition.code,
-            arguments=job.arguments,
-            upstream=positions,
-            output_keys=job.output_keys,
-            batched=job.definition.batch.enabled,
-            timed=job.timed,
-            has_gpu=job.definition.gpus > 0,
+        assignment = Assignment.of(
+            job,
+            positions,
             storage_url=self._storage_url,
             inline_value_bytes=self._inline_value_bytes,
             mailbox=self.starts.mailbox,

@@ -82,6 +82,14 @@ class FsspecStorage:
             ]
         return [str(path)[len(self._root) + 1 :] for path in paths]
 
+    def names(self, folder: str) -> list[str]:
+        """What is in a folder below the root. Raises OSError."""
+        try:
+            paths = self._filesystem.ls(self._path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return [str(path).rpartition("/")[2] for path in paths]
+
     def delete(self, locations: Sequence[str]) -> None:
         """Removes what is under `locations`, and folders that become empty. Raises OSError."""
         folders: set[str] = set()

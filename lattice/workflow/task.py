@@ -190,6 +190,12 @@ def _runtime_env(document: object, field: str) -> dict[str, object]:
     return result
 
 
+def has_replicas(batch: BatchPolicy, resources: Resources, code: Code | None) -> bool:
+    """Whether what is so runs on replicas of its own: batched, on a GPU, or a class."""
+    on_gpu = resources.gpu > 0 or resources.gpu_mem > 0
+    return batch.enabled or on_gpu or (code is not None and code.is_class)
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One task of a workflow. Without `code` it is a draft that cannot run yet.
@@ -217,10 +223,8 @@ class Task:
 
     @property
     def on_replicas(self) -> bool:
-        """Whether it runs on replicas of its own: batched, on a GPU, or a class."""
-        needs = self.resources
-        is_class = self.code is not None and self.code.is_class
-        return self.batch.enabled or needs.gpu > 0 or needs.gpu_mem > 0 or is_class
+        """Whether it runs on replicas of its own. A draft without code counts as a function."""
+        return has_replicas(self.batch, self.resources, self.code)
 
     def document(self) -> dict[str, object]:
         """A JSON document from which `from_document` makes the same task."""

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import ray
+from ray import serve
 
 from deployments.replicas.dispatcher import ReplicaDispatcher
 from deployments.replicas.fleet import Fleet
 from deployments.replicas.identity import Bounds
 from deployments.routing import RoutingDispatcher
 from lattice.execution.ray_tasks import RayTaskDispatcher
+from tests.contract.dispatching import short_folder
+
+
+@contextmanager
+def running_engine() -> Iterator[None]:
+    """A Ray of two CPUs and a GPU that is none, with Serve."""
+    with short_folder() as folder:
+        ray.init(
+            num_cpus=2,
+            num_gpus=1,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+        serve.start(proxy_location="Disabled")
+        try:
+            yield
+        finally:
+            serve.shutdown()
+            ray.shutdown()
 
 
 def new_routing(

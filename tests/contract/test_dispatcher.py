@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import ray
-from ray import serve
 
 from deployments.replicas.identity import Bounds
 from deployments.routing import RoutingDispatcher
@@ -28,8 +27,8 @@ from lattice.execution.storage import FsspecStorage
 from lattice.ids import RunId, TaskId
 from lattice.workflow.events import TaskLost, TaskStarted, TaskSucceeded, Value
 from lattice.workflow.task import BatchPolicy, Resources
-from tests.contract.dispatching import LONG, Bench, given, output_of, short_folder
-from tests.contract.replicas import new_routing
+from tests.contract.dispatching import LONG, Bench, given, output_of
+from tests.contract.replicas import new_routing, running_engine
 
 pytest.importorskip("numpy")
 pytestmark = pytest.mark.anyio
@@ -40,19 +39,9 @@ IN_FLIGHT = 100
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[None]:
-    """A Ray of two CPUs and a GPU that is none."""
-    with short_folder() as folder:
-        ray.init(
-            num_cpus=2,
-            num_gpus=1,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
-        serve.start(proxy_location="Disabled")
+    """The engine of all tests here."""
+    with running_engine():
         yield
-        serve.shutdown()
-        ray.shutdown()
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray import serve
 
 from deployments.replicas.identity import Bounds
 from lattice.ids import RunId, TaskId
 from lattice.ports import Argument, Job
 from lattice.workflow.events import TaskFailed, TaskLost, TaskSucceeded
+from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Resources
-from tests.contract.dispatching import LONG, Bench, given, short_folder
-from tests.contract.replicas import new_routing
+from tests.contract.dispatching import LONG, Bench, given
+from tests.contract.replicas import new_routing, running_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -30,19 +30,9 @@ SMALL = Resources(cpu=0.1)
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[None]:
-    """A Ray of two CPUs and a GPU that is none, with Serve."""
-    with short_folder() as folder:
-        ray.init(
-            num_cpus=2,
-            num_gpus=1,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
-        serve.start(proxy_location="Disabled")
+    """The engine of all tests here."""
+    with running_engine():
         yield
-        serve.shutdown()
-        ray.shutdown()
 
 
 def new_bench(folder: Path, **changes: Any) -> Bench:
@@ -361,6 +351,110 @@ async def test_a_definition_is_got_ready_before_there_is_a_job(bench: Bench) -> 
     end = await bench.run("import time\n" + built, resources=SMALL)
     assert isinstance(end, TaskSucceeded), end
     assert end.placement.starting == 0.0
+
+
+async def test_code_too_large_for_serve_goes_with_its_application(
+    engine: None, tmp_path: Path
+) -> None:
+    """It lies in the storage, until the application is removed, also by the next dispatcher after a crash."""
+    files = tmp_path / "values" / "code"
+    source = "def run(batch):\n    return [{'y': 1} for _ in batch]\n#" + "x" * 100_000
+    for crash in (False, True):
+        bench = new_bench(tmp_path)
+        await bench.start()
+        assert not files.exists() or list(files.iterdir()) == []
+        (job,) = batch_jobs(bench, source, 1)
+        assert isinstance(await bench.end(job), TaskSucceeded)
+        (name,) = serve.status().applications
+        assert [each.name for each in files.iterdir()] == [name]
+        if crash:
+            bench.dispatcher._replicas._fleet._applications.clear()  # type: ignore[attr-defined]
+        await bench.dispatcher.close()
+        if crash:
+            serve.delete(name)
+        await until_applications(0)
+    assert len(list(files.iterdir())) == 1
+    bench = new_bench(tmp_path)
+    await bench.start()
+    assert list(files.iterdir()) == []
+    await bench.dispatcher.close()
+
+
+async def test_an_application_that_is_going_is_replaced(engine: None, tmp_path: Path) -> None:
+    """A dispatcher that starts while Serve still deletes one deploys it anew."""
+    first = new_bench(tmp_path)
+    await first.start()
+    source = """
+import time
+class Model:
+    def __call__(self, params):
+        time.sleep(params["seconds"])
+        return {}
+"""
+    options: dict[str, Any] = {"resources": SMALL}
+    slow = first.job(source, "slow", (given("seconds", 6),), **options)
+    first.dispatcher.submit(slow)
+    await first.started(slow)
+    (name,) = serve.status().applications
+    fleet = first.dispatcher._replicas._fleet  # type: ignore[attr-defined]
+    fleet._applications.clear()
+    serve.delete(name, _blocking=False)
+    async with asyncio.timeout(LONG):
+        while serve.status().applications[name].status.value != "DELETING":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    second = new_bench(tmp_path)
+    await second.start()
+    quick = second.job(source, "quick", (given("seconds", 0),), **options)
+    second.dispatcher.submit(quick)
+    assert isinstance(await second.end(quick), TaskSucceeded)
+    await first.dispatcher.close()
+    await second.dispatcher.close()
+    await until_applications(0)
+
+
+async def test_a_task_that_cannot_be_warmed_up_leaves_nothing(bench: Bench) -> None:
+    """The application goes, and the next job is told why by a try of its own."""
+    broken = "class Model:\n    def __init__(self):\n        raise LookupError('no model')\n"
+    broken = "import time\n" + broken
+    bench.dispatcher.prepare(bench.definition(broken, resources=SMALL))
+    await until_applications(1)
+    await until_applications(0)
+    end = await bench.run(broken, resources=SMALL)
+    assert isinstance(end, TaskFailed), end
+    assert end.error.type == "LookupError"
+
+
+async def test_two_batches_run_at_a_time_where_the_task_says_so(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Each waits for the other, on one replica."""
+
+    def meet(batch: list[Params]) -> list[Params]:
+        folder = Path(batch[0]["folder"])
+        (folder / str(batch[0]["x"])).touch()
+        while len(list(folder.iterdir())) < 2:
+            time.sleep(0.01)
+        return [{} for _ in batch]
+
+    folder = tmp_path / "meeting"
+    folder.mkdir()
+    options: dict[str, Any] = {
+        "batch": BatchPolicy(True, 2, max_concurrent_batches=2),
+        "scaling": Scaling(max_replicas=1),
+        "resources": SMALL,
+    }
+    jobs = [
+        bench.job(meet, f"t{x}", (given("x", x), given("folder", str(folder))), **options)
+        for x in range(4)
+    ]
+    for job in jobs:
+        bench.dispatcher.submit(job)
+    replicas = set()
+    for job in jobs:
+        end = await bench.end(job)
+        assert isinstance(end, TaskSucceeded), end
+        replicas.add(end.placement.replica)
+    assert len(replicas) == 1
 
 
 async def test_large_values_go_from_process_to_process(bench: Bench, tmp_path: Path) -> None:
