@@ -370,6 +370,7 @@ async def test_code_too_large_for_serve_goes_with_its_application(
         if crash:
             bench.dispatcher._replicas._fleet._applications.clear()  # type: ignore[attr-defined]
         await bench.dispatcher.close()
+        assert (list(files.iterdir()) != []) is crash
         if crash:
             serve.delete(name)
         await until_applications(0)
@@ -424,28 +425,28 @@ async def test_a_task_that_cannot_be_warmed_up_leaves_nothing(bench: Bench) -> N
     assert end.error.type == "LookupError"
 
 
-async def test_two_batches_run_at_a_time_where_the_task_says_so(
+async def test_three_batches_run_at_a_time_where_the_task_says_so(
     bench: Bench, tmp_path: Path
 ) -> None:
-    """Each waits for the other, on one replica."""
+    """Each waits for the others, on one replica."""
 
     def meet(batch: list[Params]) -> list[Params]:
         folder = Path(batch[0]["folder"])
         (folder / str(batch[0]["x"])).touch()
-        while len(list(folder.iterdir())) < 2:
+        while len(list(folder.iterdir())) < 3:
             time.sleep(0.01)
         return [{} for _ in batch]
 
     folder = tmp_path / "meeting"
     folder.mkdir()
     options: dict[str, Any] = {
-        "batch": BatchPolicy(True, 2, max_concurrent_batches=2),
+        "batch": BatchPolicy(True, 2, max_concurrent_batches=3),
         "scaling": Scaling(max_replicas=1),
         "resources": SMALL,
     }
     jobs = [
         bench.job(meet, f"t{x}", (given("x", x), given("folder", str(folder))), **options)
-        for x in range(4)
+        for x in range(6)
     ]
     for job in jobs:
         bench.dispatcher.submit(job)
