@@ -7,7 +7,7 @@ else runs as Ray tasks, which occupy exactly what they ask for and leave nothing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ray import serve
 
@@ -57,10 +57,10 @@ class RoutingDispatcher:
         """Gets ready what the first job of a definition would have to wait for; returns at once."""
         self._of(definition).prepare(definition)
 
-    async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
-        """What submitted attempts of a run that have not begun wait for, for people."""
+    async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> dict[TaskId, str]:
+        """What those of a run's attempts wait for that have been submitted and not begun, for people."""
         tasks, replicas = await asyncio.gather(
-            self._tasks.waiting(run_id), self._replicas.waiting(run_id)
+            self._tasks.waiting(run_id, attempts), self._replicas.waiting(run_id, attempts)
         )
         return {**tasks, **replicas}
 

@@ -82,7 +82,12 @@ def build_orchestrator(
             max_unfinished_tasks=settings.max_unfinished_tasks,
         ),
         defaults=Defaults(
-            retry=RetryPolicy(settings.default_retry_attempts, settings.default_retry_backoff),
+            retry=RetryPolicy(
+                settings.default_retry_attempts,
+                settings.default_retry_backoff,
+                # A first wait that is longer than the usual bound is meant.
+                max(RetryPolicy().max_backoff, settings.default_retry_backoff),
+            ),
             timeout=settings.default_timeout,
             deadline=settings.default_deadline,
         ),

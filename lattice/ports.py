@@ -367,8 +367,8 @@ class Dispatcher(Protocol):
     def prepare(self, definition: Definition) -> None:
         """Gets ready what the first job of a definition would have to wait for; returns at once."""
 
-    async def waiting(self, run_id: RunId) -> Mapping[TaskId, str]:
-        """What submitted attempts of a run that have not begun wait for, for people."""
+    async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> Mapping[TaskId, str]:
+        """What those of a run's attempts wait for that have been submitted and not begun, for people."""
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""

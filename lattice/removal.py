@@ -87,14 +87,6 @@ Removal = (
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """A note that is due."""
-
-    run_id: RunId
-    due: float
-
-
-@dataclass(frozen=True, slots=True)
 class StoredOutput:
     """An output of a run's task; `location` is where in the storage it is, None if it is in the store."""
 
@@ -127,8 +119,8 @@ class Removable(Protocol):
         With `keep`, only what is older than the newest `keep`; with `workflow_id`, only that workflow's.
         """
 
-    def due_notes(self, now: float, limit: int) -> list[Note]:
-        """Notes that are due at `now`, the oldest first."""
+    def due_notes(self, now: float, limit: int) -> list[DropNote]:
+        """The notes that are due at `now`, the oldest first, each as the write that ends it."""
 
     def leftovers(self, run_id: RunId, limit: int) -> Leftovers:
         """Up to `limit` messages and up to `limit` outputs that are there of a run."""

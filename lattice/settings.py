@@ -156,8 +156,13 @@ class LatticeSettings(BaseModel):
         found: dict[str, object] = {}
         for name, field in cls.model_fields.items():
             text = os.environ.get(_PREFIX + name.upper())
-            if text is not None:
-                found[name] = text.split(",") if field.annotation == tuple[str, ...] else text
+            if text is None:
+                continue
+            if field.annotation == tuple[str, ...]:
+                found[name] = text.split(",")
+            else:
+                # What a YAML file writes as null, to switch off what is on by default.
+                found[name] = None if text == "null" else text
         return found | given
 
     @property

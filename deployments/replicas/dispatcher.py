@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
@@ -361,18 +361,15 @@ class ReplicaDispatcher:
 
     # -- for people ----------------------------------------------------------------------------
 
-    async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
-        """What submitted attempts of a run that have not begun wait for."""
-        attempts = [
-            taken
-            for taken in self._attempts.values()
-            if taken.job.run_id == run_id and not taken.started
-        ]
+    async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> dict[TaskId, str]:
+        """What those of a run's attempts wait for that have been submitted and not begun."""
+        found = [self._attempts.get((run_id, *each)) for each in attempts.items()]
+        queued = [taken for taken in found if taken is not None and not taken.started]
         rooms = None
-        if any(not taken.application.ready for taken in attempts):
+        if any(not taken.application.ready for taken in queued):
             rooms = await ray_cluster.ask_rooms()
         return {
-            taken.job.task_id: self._reason(taken, rooms) for taken in attempts if not taken.started
+            taken.job.task_id: self._reason(taken, rooms) for taken in queued if not taken.started
         }
 
     def _reason(self, taken: Attempt, rooms: list[Room] | None) -> str:

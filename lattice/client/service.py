@@ -142,8 +142,19 @@ class Service:
         return self._create(RetryRunResponse, f"/runs/{run_id}/retry", None).run_id
 
     def delete_run(self, run_id: str) -> None:
-        """Deletes a run that has ended."""
-        self._call(StatusResponse, "DELETE", f"/runs/{run_id}")
+        """Deletes a run that has ended.
+
+        Where the connection breaks, it is asked for again; that the run is gone by then is what was wanted.
+        """
+        path = f"/runs/{run_id}"
+        try:
+            self._call(StatusResponse, "DELETE", path, repeatable=False)
+        except ConnectionFailedError as broken:
+            try:
+                self._call(StatusResponse, "DELETE", path)
+            except ServiceError as error:
+                if error.status != 404:
+                    raise error from broken
 
     def task_result(self, run_id: str, task_id: str) -> dict[str, Any]:
         """The outputs of a finished task, each its JSON value or a description."""

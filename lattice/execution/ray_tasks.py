@@ -15,7 +15,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,22 +275,19 @@ class RayTaskDispatcher:
     def prepare(self, definition: Definition) -> None:
         """Nothing: a Ray task is ready when its worker is."""
 
-    async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
-        """What submitted attempts of a run that have not begun wait for, for people."""
-        attempts = [
-            taken
-            for taken in self._attempts.values()
-            if taken.job.run_id == run_id and not taken.started
-        ]
-        if not attempts:
+    async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> dict[TaskId, str]:
+        """What those of a run's attempts wait for that have been submitted and not begun, for people."""
+        found = [self._attempts.get((run_id, *each)) for each in attempts.items()]
+        queued = [taken for taken in found if taken is not None and not taken.started]
+        if not queued:
             return {}
         rooms = await ray_cluster.ask_rooms()
         if rooms is None:
-            return {taken.job.task_id: "a free worker" for taken in attempts}
-        short = {shape: shortage(shape, rooms) for shape in {taken.shape for taken in attempts}}
+            return {taken.job.task_id: "a free worker" for taken in queued}
+        short = {shape: shortage(shape, rooms) for shape in {taken.shape for taken in queued}}
         return {
             taken.job.task_id: short[taken.shape] or _waits_for(taken)
-            for taken in attempts
+            for taken in queued
             if not taken.started
         }
 

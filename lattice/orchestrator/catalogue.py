@@ -86,7 +86,7 @@ class Catalogue:
         self._check_count(len(workflow.tasks) + 1)
         task = Task(task_id, checks.text(name, "task_name"), kind)
         workflow.add_task(task)
-        return [_put(workflow, task)]
+        return [_put(workflow.workflow_id, task)]
 
     def save_task(self, workflow: Workflow, upload: TaskUpload, *, add_edges: bool) -> list[Write]:
         """Saves what a user sent in a task.
@@ -105,7 +105,7 @@ class Catalogue:
             writes.append(blob)
         task = _task(self._definition(upload), old.task_id, name, old.kind, code)
         added = workflow.save_task(task, add_edges=add_edges)
-        writes.append(_put(workflow, task))
+        writes.append(_put(workflow.workflow_id, task))
         writes += [PutEdge(workflow.workflow_id, source, target) for source, target in added]
         return writes
 
@@ -117,7 +117,7 @@ class Catalogue:
         task = _task(upload.definition, upload.task_id, upload.name, kind, code)
         self._check_count(len(workflow.tasks) + 1)
         workflow.add_task(task)
-        return [blob, _put(workflow, task)]
+        return [blob, _put(workflow.workflow_id, task)]
 
     def add_edge(self, workflow: Workflow, source: TaskId, target: TaskId) -> list[Write]:
         """Raises TaskNotFoundError, InvalidRequestError and CycleError."""
@@ -166,9 +166,7 @@ class Catalogue:
                 )
             saved[task.task_id] = task
             blobs[blob.digest] = blob
-            writes.append(
-                PutTask(workflow_id, task.task_id, json.dumps(task.document()), code.digest)
-            )
+            writes.append(_put(workflow_id, task))
         writes += blobs.values()
         # All at once, and then one look at the whole: edge by edge would take the square of the time.
         workflow = Workflow(workflow_id, saved.values())
@@ -218,6 +216,6 @@ def _task(
     return task
 
 
-def _put(workflow: Workflow, task: Task) -> PutTask:
+def _put(workflow_id: WorkflowId, task: Task) -> PutTask:
     code = None if task.code is None else task.code.digest
-    return PutTask(workflow.workflow_id, task.task_id, json.dumps(task.document()), code)
+    return PutTask(workflow_id, task.task_id, json.dumps(task.document()), code)

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
-from lattice.errors import LatticeError
+from lattice.errors import LatticeError, RunNotFoundError
 from lattice.ids import RunId
 from lattice.ports import Store
 
@@ -79,7 +79,11 @@ class Feed:
         self._live.pop(run_id).wake()
 
     async def follow(self, run_id: RunId, after: int) -> AsyncIterator[list[str]]:
-        """Messages after `after`, in groups, until the run's last. The run exists."""
+        """Messages after `after`, in groups, until the run's last. The run exists.
+
+        Raises:
+            RunNotFoundError: it was deleted meanwhile.
+        """
         while True:
             live = self._live.get(run_id)
             if live is not None and after >= live.seq:
@@ -89,8 +93,16 @@ class Feed:
                 continue
             group = live.after(after) if live is not None else None
             if group is None:
-                group = await asyncio.to_thread(self._store.load_messages, run_id, after, _GROUP)
+                group = await asyncio.to_thread(self._stored, run_id, after)
             if not group:
                 return
             yield group
             after += len(group)
+
+    def _stored(self, run_id: RunId, after: int) -> list[str]:
+        """The next group out of the store. Blocks. Raises RunNotFoundError."""
+        group = self._store.load_messages(run_id, after, _GROUP)
+        # A run goes before its messages do, so that what was read is whole if it is still there.
+        if self._store.load_run(run_id) is None:
+            raise RunNotFoundError(run_id)
+        return group

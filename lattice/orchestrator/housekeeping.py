@@ -24,7 +24,6 @@ from lattice.removal import (
     DeleteUnusedBlobs,
     DeleteValues,
     DropNote,
-    Note,
     PutNote,
     Removal,
 )
@@ -37,6 +36,8 @@ _log = logging.getLogger(__name__)
 _GRACE = 10.0
 #: Seconds between two batches while there is more.
 _PAUSE = 0.2
+#: Blobs are looked at in larger batches: a look changes little.
+_BLOB_PAGES = 10
 #: A note whose files could not be removed is tried again after so many seconds.
 _TRY_AGAIN = 300.0
 
@@ -113,14 +114,10 @@ class Housekeeping:
 
     async def tidy(self) -> bool:
         """One batch of everything that is due. Returns whether there may be more."""
-        return any(
-            [
-                await self._expire_runs(),
-                await self._remove_leftovers(),
-                await self._remove_blobs(),
-                await self._expire_replies(),
-            ]
-        )
+        more = [await self._expire_runs(), await self._remove_leftovers()]
+        await self._remove_blobs()
+        more.append(await self._expire_replies())
+        return any(more)
 
     async def _keep(self) -> None:
         period = self._retention.period
@@ -166,16 +163,20 @@ class Housekeeping:
         for note in notes:
             try:
                 await self._clear(note)
-            except OSError:
+            except LatticeError:
+                raise
+            except Exception:
+                # File systems raise errors of their own, and the notes behind this one are to have their turn.
                 _log.exception("files of the run %s cannot be removed yet", note.run_id)
                 await self._journal.append([PutNote(note.run_id, self._clock.now() + _TRY_AGAIN)])
-        return len(notes) == batch
+        # What was cleared may have put notes of its own.
+        return bool(notes)
 
-    async def _clear(self, note: Note) -> None:
-        """Removes what is left of a run. Raises OSError from the storage."""
+    async def _clear(self, note: DropNote) -> None:
+        """Removes what is left of a run. Raises what the storage raises."""
         run_id = note.run_id
-        # A note may be of a run that is still there: then only files of attempts that came to nothing,
-        # and of runs that took its results over and went, are looked for.
+        # A note may be of a run that is still there, as one that took its results over has gone: then only
+        # files are looked for that nobody needs any more.
         record = await asyncio.to_thread(self._store.load_run, run_id)
         while record is None:
             left = await asyncio.to_thread(self._store.leftovers, run_id, self._retention.batch)
@@ -195,25 +196,25 @@ class Housekeeping:
             if not writes:
                 break
             await self._journal.append(writes)
-        if record is None or record.status != RunStatus.RUNNING:
-            await asyncio.to_thread(self._remove_files, run_id)
-        await self._journal.append([DropNote(run_id, note.due)])
+        await asyncio.to_thread(self._remove_files, run_id)
+        await self._journal.append([note])
 
     def _remove_files(self, run_id: RunId) -> None:
-        """Removes the files of a run that no run refers to. Blocks. Raises OSError."""
+        """Removes the files of a run that no run refers to. Blocks. Raises what the storage raises."""
         stored = self._storage.stored_by(run_id)
         needed = self._store.referenced(stored)
         self._storage.delete([location for location in stored if location not in needed])
 
-    async def _remove_blobs(self) -> bool:
-        """Looks at the next blobs; from the first again after the last."""
-        batch = self._retention.batch
+    async def _remove_blobs(self) -> None:
+        """Looks at the next blobs; from the first again after the last.
+
+        Most are in use, so that a full page is no reason to hurry.
+        """
+        batch = _BLOB_PAGES * self._retention.batch
         found = await asyncio.to_thread(self._store.blobs_after, self._last_blob, batch)
         if found:
             await self._journal.append([DeleteUnusedBlobs(tuple(found))])
-        more = len(found) == batch
-        self._last_blob = found[-1] if more else Digest("")
-        return more
+        self._last_blob = found[-1] if len(found) == batch else Digest("")
 
     async def _expire_replies(self) -> bool:
         seconds, batch = self._retention.reply_seconds, self._retention.batch

@@ -49,6 +49,7 @@ class NodeRegistry:
         for text in documents:
             node = _Node(**json.loads(text))
             self._nodes[node.node_id] = node
+        self._match()
 
     def connect(self, node_id: NodeId, node_ip: str, resources: Mapping[str, object]) -> PutNode:
         """Registers a node, or changes or reconnects one. Raises InvalidRequestError."""
@@ -81,8 +82,12 @@ class NodeRegistry:
             if node.node_id not in self.excluded
         ]
 
+    @property
     def gpu_memories(self) -> list[float]:
         """The memory, in MiB, of each GPU of the connected nodes."""
+        return self._gpu_memories
+
+    def _match_gpus(self) -> list[float]:
         return [
             float(str(gpu["gpu_mem"]))
             for node in self._nodes.values()
@@ -94,7 +99,7 @@ class NodeRegistry:
     def define(self, task: Task) -> Definition:
         """What `task` runs and needs, on the nodes that there are. It has code."""
         assert task.code is not None, "a graph has only tasks with code"
-        share = gpu_share(task.resources, self.gpu_memories())
+        share = gpu_share(task.resources, self.gpu_memories)
         return Definition(
             code=task.code,
             resources=task.resources,
@@ -144,6 +149,7 @@ class NodeRegistry:
         return found
 
     def _match(self) -> None:
+        self._gpu_memories = self._match_gpus()
         names = {node.node_id: node.node_id for node in self._engine if node.node_id in self._nodes}
         taken = set(names.values())
         for registered in self._nodes.values():

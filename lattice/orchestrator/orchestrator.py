@@ -449,8 +449,13 @@ class Orchestrator:
         if run is None:
             return None
         waiting: Mapping[TaskId, str] = {}
-        if any(progress.state is TaskState.QUEUED for progress in run.tasks.values()):
-            waiting = await self._dispatcher.waiting(run_id)
+        queued = {
+            task_id: progress.attempt
+            for task_id, progress in run.tasks.items()
+            if progress.state is TaskState.QUEUED
+        }
+        if queued:
+            waiting = await self._dispatcher.waiting(run_id, queued)
         return _progress(run, waiting, self._clock.now())
 
     async def cancel_run(self, run_id: RunId) -> str:
@@ -617,7 +622,7 @@ class Orchestrator:
 
     def _check_placement(self, resources: Resources, where: str) -> None:
         nodes = self._parts.nodes
-        check_placement(resources, where, nodes.capacities(), nodes.gpu_memories())
+        check_placement(resources, where, nodes.capacities(), nodes.gpu_memories)
 
     def _load_code(self, digest: Digest) -> bytes:
         data = self._store.load_blob(digest)

@@ -154,7 +154,7 @@ class Runs:
         """Starts a new run that was reserved, and is durable with its graph and its code."""
         self._reserved -= 1
         self._admit(run, created)
-        self._step(run.run_id, RunRequested(created))
+        self._step(run.run_id, RunRequested(self._clock.now()))
 
     def resume(self, run: Run, created: float) -> None:
         """Goes on with a run that was replayed from its log, whatever the bounds are now."""

@@ -37,7 +37,6 @@ from lattice.removal import (
     DeleteValues,
     DropNote,
     Leftovers,
-    Note,
     PutNote,
     Removal,
     StoredOutput,
@@ -205,10 +204,10 @@ class MemoryStore:
             ended = [each for each in ended if each[0] < before]
         return [run.run_id for _, _, run in ended[keep or 0 :][:limit]]
 
-    def due_notes(self, now: float, limit: int) -> list[Note]:
+    def due_notes(self, now: float, limit: int) -> list[DropNote]:
         """Notes that are due at `now`, the oldest first."""
         with self._lock:
-            due = [Note(run_id, at) for run_id, at in self._notes.items() if at <= now]
+            due = [DropNote(run_id, at) for run_id, at in self._notes.items() if at <= now]
         return sorted(due, key=attrgetter("due"))[:limit]
 
     def leftovers(self, run_id: RunId, limit: int) -> Leftovers:
@@ -331,6 +330,11 @@ class MemoryStore:
             case _:
                 self._remove(write)
 
+    def _drop_if_empty(self, run_id: RunId) -> None:
+        log = self._logs.get(run_id)
+        if log is not None and not log.messages and not log.values and run_id not in self._runs:
+            del self._logs[run_id]
+
     def _remove(self, removal: Removal) -> None:
         match removal:
             case DeleteRun():
@@ -346,11 +350,13 @@ class MemoryStore:
             case DeleteMessages():
                 log = self._logs.get(removal.run_id, _Log())
                 log.messages = [each for each in log.messages if each.seq > removal.last_seq]
+                self._drop_if_empty(removal.run_id)
             case DeleteValues():
                 log = self._logs.get(removal.run_id, _Log())
                 for task_id, key in removal.outputs:
                     log.values.get(task_id, {}).pop(key, None)
                 log.values = {task_id: values for task_id, values in log.values.items() if values}
+                self._drop_if_empty(removal.run_id)
             case DeleteUnusedBlobs():
                 for digest in removal.digests:
                     if not self._is_used(digest):

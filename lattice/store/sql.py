@@ -15,7 +15,7 @@ from sqlalchemy.exc import DataError
 from lattice.errors import LeaseLostError, StoreUnavailableError
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
 from lattice.ports import ReplyRecord, RunRecord, WorkflowRecord, Write
-from lattice.removal import Leftovers, Note, StoredOutput
+from lattice.removal import DropNote, Leftovers, StoredOutput
 from lattice.store import removals
 from lattice.store.database import for_reading, for_writing, refusals_as_unavailable
 from lattice.store.results import is_result
@@ -222,10 +222,10 @@ class SqlStore:
         (rows,) = self._read(removals.finished_runs(limit, before, keep, workflow_id))
         return [row.run_id for row in rows]
 
-    def due_notes(self, now: float, limit: int) -> list[Note]:
+    def due_notes(self, now: float, limit: int) -> list[DropNote]:
         """Notes that are due at `now`, the oldest first."""
         (rows,) = self._read(removals.DUE_NOTES.params(now=now, most=limit))
-        return [Note(**row._mapping) for row in rows]
+        return [DropNote(**row._mapping) for row in rows]
 
     def leftovers(self, run_id: RunId, limit: int) -> Leftovers:
         """Up to `limit` messages and up to `limit` outputs that are there of a run."""
@@ -238,7 +238,8 @@ class SqlStore:
 
     def referenced(self, locations: Collection[str]) -> set[str]:
         """Those of `locations` that an output of any run is at."""
-        wanted = list(locations)
+        # One that no column can hold must not hide the others: who asks deletes what is not found.
+        wanted = [location for location in locations if _is_storable(location)]
         found: set[str] = set()
         for start in range(0, len(wanted), _MOST_PARAMETERS):
             (rows,) = self._read(removals.referenced(wanted[start : start + _MOST_PARAMETERS]))
@@ -268,6 +269,14 @@ class SqlStore:
                 # An id from a request that no column can hold (NUL, half a surrogate pair), or a number
                 # beyond its type: then no row has it. Both drivers look before they ask the database.
                 return [[] for _ in statements]
+
+
+def _is_storable(text: str) -> bool:
+    """Whether a column can hold `text`: names of files, which user code makes, may be any bytes."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _value(row: Row[Any]) -> Value:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest, NodeId, RunId, TaskId
@@ -117,9 +117,9 @@ class HeldDispatcher:
         """Notes it in `prepared`."""
         self.prepared.append(definition)
 
-    async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
+    async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> dict[TaskId, str]:
         """All wait for the test."""
-        return {task_id: "the test" for held_run, task_id in self.jobs if held_run == run_id}
+        return {task_id: "the test" for task_id in attempts if (run_id, task_id) in self.jobs}
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Drops the job."""

@@ -60,11 +60,6 @@ class Message:
         )
 
 
-def seconds(time: str) -> float:
-    """Seconds since the epoch of a time as `iso_time` writes it."""
-    return datetime.fromisoformat(time).timestamp()
-
-
 def iso_time(at: float) -> str:
     """ISO 8601 in UTC, to the microsecond, of seconds since the epoch."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -103,8 +103,7 @@ def with_defaults(definition: Mapping[str, object], defaults: RetryPolicy) -> Ma
     given = definition.get("retry")
     if given is not None and not isinstance(given, Mapping):
         return definition  # to be refused as it is
-    usual = {key: value for key, value in defaults.document().items() if key != "on"}
-    return {**definition, "retry": usual | dict(given or {})}
+    return {**definition, "retry": defaults.document() | dict(given or {})}
 
 
 def _names(value: object, field: str) -> tuple[str, ...] | None:

@@ -69,7 +69,7 @@ from lattice.workflow.events import (
     Value,
 )
 from lattice.workflow.graph import Graph
-from lattice.workflow.messages import Message, MessageType, iso_time, seconds
+from lattice.workflow.messages import Message, MessageType, iso_time
 from lattice.workflow.retry import TIMEOUT_ERROR, chance_of
 
 #: How often an attempt may die with its process or node before the task has failed.
@@ -159,8 +159,9 @@ class TaskProgress:
         failures, losses: how many attempts failed by their own code, and died with their process.
         started, finished: times of the last `start_task` and of the end, ISO 8601.
         retry_at: when the next attempt is due, in seconds since the epoch, while BACKING_OFF.
-        queued_at: when the attempt was handed to the engine, in seconds since the epoch; not told.
-        timing: where the time of the last attempt that began went, as `start_task` told and then its end.
+        queued_at, started_at: when the attempt was handed to the engine and when it began, in seconds since
+            the epoch; not told.
+        timing: where the time of the last attempt went, as `start_task` told and then its end.
         error: why the last attempt failed.
         story: the causes of all changes of state, oldest first.
     """
@@ -175,6 +176,7 @@ class TaskProgress:
     finished: str | None = None
     retry_at: float = 0.0
     queued_at: float = field(default=0.0, compare=False)
+    started_at: float = field(default=0.0, compare=False)
     timing: Mapping[str, object] | None = None
     error: Mapping[str, object] | None = None
     story: list[str] = field(default_factory=list)
@@ -320,6 +322,7 @@ class Run:
         where: dict[str, object] = {"node_ip": placement.node_ip, "node_id": placement.node_id}
         if placement.replica is not None:
             where |= {"replica": placement.replica, "batch_size": placement.batch_size}
+        self.tasks[task_id].started_at = placement.at
         where["waited"] = _waited(self.tasks[task_id].queued_at, placement)
         self._tell(MessageType.START_TASK, task_id, placement.at, where)
         timeout = self.graph.tasks[task_id].timeout
@@ -369,8 +372,7 @@ class Run:
         if progress.state is TaskState.QUEUED:  # It never began.
             waited = max(0.0, at - progress.queued_at)
             return {"queued": round(waited, 3), "starting": 0.0, "batching": 0.0, "running": 0.0}
-        assert progress.started is not None
-        ran = max(0.0, at - seconds(progress.started))
+        ran = max(0.0, at - progress.started_at)
         return {**(progress.timing or {}), "running": round(ran, 3)}
 
     def _retry(

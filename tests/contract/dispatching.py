@@ -114,6 +114,10 @@ class Bench:
             "run", self.definition(function), cloudpickle.dumps(args), cloudpickle.dumps(kwargs)
         )
 
+    async def waiting(self, job: Job) -> dict[TaskId, str]:
+        """What the attempt of `job` waits for, by its task."""
+        return dict(await self.dispatcher.waiting(job.run_id, {job.task_id: job.attempt}))
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits until `condition` holds, which is looked at after every report."""
         async with asyncio.timeout(LONG):

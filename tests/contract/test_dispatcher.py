@@ -551,17 +551,17 @@ async def test_what_tasks_wait_for_is_told(bench: Bench, tmp_path: Path) -> None
     async with asyncio.timeout(LONG):
         # The engine tells the head a moment later what is in use, and nobody when.
         while (  # noqa: ASYNC110
-            "2 asked" not in (waiting := await bench.dispatcher.waiting(wide.run_id))["wide"]
+            "2 asked" not in (waiting := await bench.waiting(wide))["wide"]
         ):
             await asyncio.sleep(0.1)
     assert waiting["wide"] == "a free CPU: 2 asked, 0 of 2 free"
     assert waiting["light"].startswith("a larger node: memory: 1000000000 MiB asked, ")
     assert set(waiting) == {"wide", "light"}
-    assert await bench.dispatcher.waiting(RunId("other")) == {}
+    assert await bench.dispatcher.waiting(RunId("other"), {wide.task_id: 1}) == {}
     bench.dispatcher.cancel(light.run_id, light.task_id, 1)
     gate.touch()
     await bench.end(wide)
-    assert await bench.dispatcher.waiting(wide.run_id) == {}
+    assert await bench.waiting(wide) == {}
 
 
 @tasks_only

@@ -325,7 +325,7 @@ async def test_what_a_job_waits_for_is_told(engine: None, tmp_path: Path) -> Non
     async def until_told(job: Job, text: str) -> None:
         async with asyncio.timeout(LONG):
             while not any(text in each for each in told):
-                told.update((await bench.dispatcher.waiting(job.run_id)).values())
+                told.update((await bench.waiting(job)).values())
                 await asyncio.sleep(0.02)
 
     (job,) = batch_jobs(bench, source, 1, batch_timeout=3.0)

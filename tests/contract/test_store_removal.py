@@ -30,7 +30,6 @@ from lattice.removal import (
     DeleteValues,
     DropNote,
     Leftovers,
-    Note,
     PutNote,
     StoredOutput,
 )
@@ -103,7 +102,7 @@ def test_a_run_goes_at_once_and_what_it_left_in_slices(store: Store, commit: Com
     assert store.load_run(RUN) is None
     assert [run.run_id for run in store.list_runs(9)] == [other]
     assert store.due_notes(49.0, 9) == []
-    assert store.due_notes(50.0, 9) == [Note(RUN, 50.0)]
+    assert store.due_notes(50.0, 9) == [DropNote(RUN, 50.0)]
     found = store.leftovers(RUN, 2)
     assert found == Leftovers(
         2,
@@ -129,13 +128,13 @@ def test_a_run_that_runs_does_not_go(store: Store, commit: Commit) -> None:
 
 def test_a_note_that_was_put_anew_is_not_dropped(store: Store, commit: Commit) -> None:
     commit(PutNote(RUN, 1.0), PutNote(RunId("early"), 0.5))
-    assert store.due_notes(1.0, 9) == [Note(RunId("early"), 0.5), Note(RUN, 1.0)]
-    assert store.due_notes(1.0, 1) == [Note(RunId("early"), 0.5)]
+    assert store.due_notes(1.0, 9) == [DropNote(RunId("early"), 0.5), DropNote(RUN, 1.0)]
+    assert store.due_notes(1.0, 1) == [DropNote(RunId("early"), 0.5)]
     commit(PutNote(RUN, 2.0), DropNote(RUN, 1.0), DropNote(RunId("early"), 0.5))
-    assert store.due_notes(9.0, 9) == [Note(RUN, 2.0)]
+    assert store.due_notes(9.0, 9) == [DropNote(RUN, 2.0)]
     commit(*ended("run", 3.0))
     commit(DeleteRun(RUN, 4.0))
-    assert store.due_notes(9.0, 9) == [Note(RUN, 4.0)]
+    assert store.due_notes(9.0, 9) == [DropNote(RUN, 4.0)]
 
 
 def test_what_any_run_refers_to_is_known(store: Store, commit: Commit) -> None:
@@ -195,3 +194,13 @@ def test_old_answers_go(store: Store, commit: Commit) -> None:
     assert store.replies_before(9.0, 9) == ["c"]
     commit(PutReply("a", "other", "{}", 4.0))
     assert store.load_reply("a") is not None
+
+
+def test_a_name_that_no_column_can_hold_hides_no_other(store: Store, commit: Commit) -> None:
+    """User code may give files any names; those that are asked for with one are still found."""
+    here = "runs/run/a/1/x"
+    commit(
+        PutRun(RUN, FLOW, GRAPH, 1.0),
+        AppendMessage(RUN, 1, "{}", A, {"x": Value(3, location=here)}),
+    )
+    assert store.referenced([here, "runs/run/a/1/\udcff", "runs/run/a/1/\0"]) == {here}

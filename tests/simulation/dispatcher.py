@@ -7,7 +7,7 @@ because the run machine promises to bear that. What it does of itself ends with 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest, NodeId, RunId, TaskId
@@ -81,9 +81,9 @@ class SimulatedDispatcher:
     def prepare(self, definition: Definition) -> None:
         """Nothing: all is ready here."""
 
-    async def waiting(self, run_id: RunId) -> dict[TaskId, str]:
+    async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> dict[TaskId, str]:
         """Chance, as far as people need to know."""
-        return {task_id: "chance" for run, task_id, _ in self._coming if run == run_id}
+        return {each[0]: "chance" for each in attempts.items() if (run_id, *each) in self._coming}
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt; a report of it may be on its way already."""

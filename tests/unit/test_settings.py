@@ -26,6 +26,14 @@ def test_policies_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch)
     assert (settings.retention_runs, settings.default_deadline) == (7, 60.0)
 
 
+def test_what_is_on_by_default_can_be_switched_off_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `null` does in YAML."""
+    monkeypatch.setenv("LATTICE_RETENTION_SECONDS", "null")
+    assert LatticeSettings().retention_seconds is None
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -288,9 +288,8 @@ class TaskReport(_Model):
     error: dict[str, Any] | None
     timing: dict[str, float] | None = Field(
         default=None,
-        description="Seconds of the last attempt that began: `queued` before it began, of that apart those "
-        "in which a replica was `starting` or its batch filled (`batching`), and, once it has ended, "
-        "`running`.",
+        description="Seconds of the last attempt: `queued` before it began, apart from these those in which a "
+        "replica was `starting` or its batch filled (`batching`), and `running` once the task has ended.",
         examples=[{"queued": 0.012, "starting": 0.0, "batching": 0.05, "running": 1.5}],
     )
     waiting_for: str | None = Field(

@@ -24,6 +24,7 @@ from lattice import (
     Workflow,
 )
 from lattice.client.events import TaskEvent
+from lattice.client.transport import BrokenOffError
 from tests.unit.client.fake_service import URL, FakeService, Log
 
 NAMES = {"a1": "load", "b1": "count"}
@@ -198,6 +199,17 @@ def test_a_run_that_is_deleted(fake: FakeService) -> None:
     fake.answers["DELETE /runs/r1"] = [(200, {"status": "success"}), (404, {"detail": "Run r1"})]
     run.delete()
     with pytest.raises(ServiceError, match="Run r1"):
+        run.delete()
+
+
+def test_a_deletion_whose_answer_is_lost(fake: FakeService) -> None:
+    """Is asked for again, and that the run is gone by then is what was wanted."""
+    run = run_of(fake, Log())
+    path = "DELETE /runs/r1"
+    fake.answers[path] = [BrokenOffError("reset"), (404, {"detail": "Run r1"})]
+    run.delete()
+    fake.answers[path] = [BrokenOffError("reset"), (400, {"detail": "running"})]
+    with pytest.raises(ServiceError, match="running"):
         run.delete()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lattice.errors import InvalidRequestError, RunNotFoundError, StoreUnavailableError
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
-from lattice.orchestrator import Retention
+from lattice.orchestrator import Retention, feed
 from lattice.orchestrator.housekeeping import Housekeeping
 from lattice.ports import Once, Write
 from lattice.store.memory import MemoryStore
@@ -336,3 +336,40 @@ async def test_it_looks_by_itself_and_ends_with_the_orchestrator() -> None:
             await asyncio.sleep(0.001)
     await orchestrator.close()
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "housekeeping"]
+
+
+async def test_an_error_of_a_file_system_holds_up_nothing_else(world: World) -> None:
+    """File systems raise errors of their own, which need not be OSErrors."""
+    first = await failed_run(world)
+    second = await failed_run(world)
+    delete = world.storage.delete
+
+    def refused(locations: Sequence[str]) -> None:
+        if any(first in location for location in locations):
+            raise RuntimeError("403 from the bucket")
+        delete(locations)
+
+    world.storage.delete = refused  # type: ignore[method-assign]  # what a bucket may do
+    for run_id in (first, second):
+        await world.orchestrator.delete_run(run_id)
+    world.clock.advance(10)
+    await tidy(world)
+    assert files_of(world, first) != []
+    assert files_of(world, second) == []
+    world.storage.delete = delete  # type: ignore[method-assign]  # as it was
+    world.clock.advance(300)
+    await tidy(world)
+    assert world.storage.files == {}
+
+
+async def test_a_deletion_in_the_middle_of_a_stream_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subscriber neither misses messages nor takes the end of the stream for that of the run."""
+    monkeypatch.setattr(feed, "_GROUP", 2)
+    run_id = await failed_run(world)
+    stream = aiter(world.orchestrator.follow(run_id, None, 0))
+    assert len(await anext(stream)) == 2
+    await world.orchestrator.delete_run(run_id)
+    with pytest.raises(RunNotFoundError):
+        await anext(stream)
