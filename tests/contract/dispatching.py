@@ -114,9 +114,10 @@ class Bench:
             "run", self.definition(function), cloudpickle.dumps(args), cloudpickle.dumps(kwargs)
         )
 
-    async def waiting(self, job: Job) -> dict[TaskId, str]:
-        """What the attempt of `job` waits for, by its task."""
-        return dict(await self.dispatcher.waiting(job.run_id, {job.task_id: job.attempt}))
+    async def waiting(self, *jobs: Job) -> dict[TaskId, str]:
+        """What the attempts of jobs of one run wait for, by their tasks."""
+        attempts = {job.task_id: job.attempt for job in jobs}
+        return dict(await self.dispatcher.waiting(jobs[0].run_id, attempts))
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits until `condition` holds, which is looked at after every report."""

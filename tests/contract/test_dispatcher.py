@@ -551,7 +551,7 @@ async def test_what_tasks_wait_for_is_told(bench: Bench, tmp_path: Path) -> None
     async with asyncio.timeout(LONG):
         # The engine tells the head a moment later what is in use, and nobody when.
         while (  # noqa: ASYNC110
-            "2 asked" not in (waiting := await bench.waiting(wide))["wide"]
+            "2 asked" not in (waiting := await bench.waiting(wide, light, *holding))["wide"]
         ):
             await asyncio.sleep(0.1)
     assert waiting["wide"] == "a free CPU: 2 asked, 0 of 2 free"
