@@ -17,7 +17,7 @@ from deployments.orchestrator import Refusal
 from lattice.api.server import create_app
 from lattice.errors import UnavailableError
 from lattice.ids import RunId, WorkflowId
-from lattice.ports import Once, OrchestratorService
+from lattice.ports.service import Once, OrchestratorService
 from lattice.settings import LatticeSettings
 
 #: How long a call may take beyond what it does by itself, in seconds: a restart of the orchestrator
@@ -47,7 +47,7 @@ _ENGINE_ERRORS = (ray.exceptions.RayError, RayServeException)
 
 
 class RemoteOrchestrator:
-    """Implements `lattice.ports.OrchestratorService` by calls to the orchestrator's deployment."""
+    """Implements `lattice.ports.service.OrchestratorService` by calls to the orchestrator's deployment."""
 
     def __init__(self, handle: DeploymentHandle[Any], call_timeout: float) -> None:
         self._handle = handle

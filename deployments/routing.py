@@ -16,14 +16,22 @@ from deployments.replicas.fleet import Fleet
 from deployments.replicas.identity import Bounds
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Call, CallResult, Definition, Dispatcher, EngineNode, Job, Report
+from lattice.ports.execution import (
+    Call,
+    CallResult,
+    Definition,
+    Dispatcher,
+    EngineNode,
+    Job,
+    Report,
+)
 from lattice.settings import LatticeSettings
 from lattice.workflow.events import Value
 from lattice.workflow.task import has_replicas
 
 
 class RoutingDispatcher:
-    """Implements `lattice.ports.Dispatcher` by two others.
+    """Implements `lattice.ports.execution.Dispatcher` by two others.
 
     `everything`: all jobs go to replicas, for tests.
     """

@@ -15,7 +15,8 @@ from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
 from lattice.observability.telemetry import NoTelemetry
 from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention
-from lattice.ports import Dispatcher, Telemetry
+from lattice.ports.environment import Telemetry
+from lattice.ports.execution import Dispatcher
 from lattice.settings import LatticeSettings
 from lattice.store import open_store
 from lattice.workflow.retry import RetryPolicy

@@ -25,7 +25,7 @@ from deployments.replicas.identity import Bounds
 from deployments.routing import RoutingDispatcher
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Argument, Definition, Job, Report
+from lattice.ports.execution import Argument, Definition, Job, Report
 from lattice.workflow.events import TaskStarted, TaskSucceeded
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lattice.workflow.run import TRANSITIONS, TaskState
+from lattice.workflow.states import TRANSITIONS, TaskState
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from deployments.replicas import identity
 from lattice.ids import RunId, TaskId
-from lattice.ports import Definition, Job
+from lattice.ports.execution import Definition, Job
 
 #: What an attempt is known by: run, task and the attempt's number.
 Key = tuple[RunId, TaskId, int]

@@ -31,7 +31,7 @@ from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import Room, shortage
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Definition, Job, Report
+from lattice.ports.execution import Definition, Job, Report
 from lattice.workflow.events import (
     ErrorInfo,
     TaskFailed,

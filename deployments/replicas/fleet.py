@@ -31,7 +31,7 @@ from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import Digest
-from lattice.ports import Definition
+from lattice.ports.execution import Definition
 from lattice.workflow.events import ErrorInfo
 
 #: Seconds between looks while work waits for a replica; while all that is wanted runs; while nothing is.

@@ -17,7 +17,7 @@ from typing import Any
 
 from lattice.execution.ray_remote import options_of
 from lattice.execution.shape import Shape
-from lattice.ports import Definition
+from lattice.ports.execution import Definition
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm
 

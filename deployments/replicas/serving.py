@@ -15,7 +15,7 @@ from deployments.replicas.identity import Bounds
 from deployments.task_replica import ReplicaTask, TaskDeployment
 from lattice.execution import wire
 from lattice.execution.failures import shortened
-from lattice.ports import Definition
+from lattice.ports.execution import Definition
 from lattice.workflow.events import ErrorInfo
 
 _FAILED = ("UNHEALTHY", "DEPLOY_FAILED")

@@ -22,7 +22,7 @@ from lattice.errors import (
     UnavailableError,
 )
 from lattice.observability.metrics import Metrics
-from lattice.ports import Once, OrchestratorService
+from lattice.ports.service import Once, OrchestratorService
 from lattice.workflow import checks
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lattice.errors import InvalidRequestError, UnavailableError
 from lattice.ids import RunId, WorkflowId
-from lattice.ports import OrchestratorService
+from lattice.ports.service import OrchestratorService
 from lattice.workflow import checks
 
 #: Messages with their numbers.

@@ -24,7 +24,8 @@ from lattice.api.signals import SignalHandlers
 from lattice.errors import OrchestratorNotInitializedError
 from lattice.observability.metrics import Metrics, MetricsMiddleware, shutdown_metrics
 from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
-from lattice.ports import OrchestratorService, Telemetry
+from lattice.ports.environment import Telemetry
+from lattice.ports.service import OrchestratorService
 from lattice.settings import LatticeSettings
 
 __all__ = ["OrchestratorManager", "create_app", "shutdown_metrics"]

@@ -16,7 +16,7 @@ from lattice.api.models.schemas import (
 )
 from lattice.errors import InvalidRequestError
 from lattice.ids import TaskId
-from lattice.ports import CodeUpload, TaskUpload
+from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.workflow import checks
 from lattice.workflow.outline import Outline, may_have_class, outline
 from lattice.workflow.task import CodeForm

@@ -27,7 +27,7 @@ from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
 from lattice.execution.storage import FsspecStorage, location_of
 from lattice.ids import RunId, TaskId
-from lattice.ports import Argument, Job
+from lattice.ports.execution import Argument, Job
 from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskSucceeded, Value
 from lattice.workflow.task import Code
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 from lattice.ids import RunId, TaskId
-from lattice.ports import Argument
+from lattice.ports.execution import Argument
 
 Reference = TypeVar("Reference")
 

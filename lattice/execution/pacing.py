@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from lattice.execution.shape import Shape
-from lattice.ports import EngineNode
+from lattice.ports.execution import EngineNode
 
 #: Seconds of work that the engine has beyond what runs.
 _AHEAD = 0.5

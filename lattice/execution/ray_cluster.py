@@ -12,7 +12,7 @@ from ray._private.state import available_resources_per_node  # as `ray.util.stat
 
 from lattice.execution.shortage import Room
 from lattice.ids import NodeId
-from lattice.ports import EngineNode
+from lattice.ports.execution import EngineNode
 
 _MIB = 1024 * 1024
 #: Seconds that a request for what tasks wait for waits for the engine.

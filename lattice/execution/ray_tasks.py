@@ -34,7 +34,7 @@ from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Call, CallResult, Definition, EngineNode, Job, Report
+from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Report
 from lattice.workflow.events import (
     ErrorInfo,
     TaskFailed,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from lattice.ids import NodeId
-from lattice.ports import Definition, EngineNode
+from lattice.ports.execution import Definition, EngineNode
 
 
 @dataclass(frozen=True, slots=True)

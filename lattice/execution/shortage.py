@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lattice.execution.shape import Shape
-from lattice.ports import EngineNode
+from lattice.ports.execution import EngineNode
 
 #: Sums of fractions may be off by less than the engine's step.
 _DUST = 1e-5

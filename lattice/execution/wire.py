@@ -16,7 +16,7 @@ from typing import Any
 
 from lattice.errors import UserCodeError
 from lattice.ids import RunId, TaskId
-from lattice.ports import CallResult
+from lattice.ports.execution import CallResult
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from opentelemetry.metrics import Meter
 
-from lattice.ports import Telemetry
+from lattice.ports.environment import Telemetry
 
 _RUN_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 _TASK_STATES = frozenset({"succeeded", "failed", "lost"})

@@ -16,18 +16,16 @@ from lattice.errors import InvalidRequestError, TooLargeError, WorkflowNotFoundE
 from lattice.ids import Digest, TaskId, WorkflowId
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.policies import Defaults
-from lattice.ports import (
-    Clock,
-    CodeUpload,
+from lattice.ports.environment import Clock, IdSource
+from lattice.ports.service import CodeUpload, TaskUpload
+from lattice.ports.store import (
     DeleteEdge,
     DeleteTask,
-    IdSource,
     PutBlob,
     PutEdge,
     PutTask,
     PutWorkflow,
     Store,
-    TaskUpload,
     Write,
 )
 from lattice.workflow import checks

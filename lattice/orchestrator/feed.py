@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 
 from lattice.errors import LatticeError, RunNotFoundError
 from lattice.ids import RunId
-from lattice.ports import Store
+from lattice.ports.store import Store
 
 #: How much of a live run is kept for subscribers that are nearly up to date; others read the store.
 _RECENT_MESSAGES = 1_000

@@ -4,7 +4,7 @@ Every `period` seconds, and again at once while there is more: runs that are too
 runs that went have left is removed, blobs that nobody refers to, and old answers to idempotency keys.
 Each step reads a bounded number of rows by an index, in a thread, and appends a small write to the
 journal, so nothing here grows with the number of finished runs or stands in the way of a live one.
-`lattice.removal` says in which order a run goes and why a crash in between leaks nothing.
+`lattice.ports.removal` says in which order a run goes and why a crash in between leaks nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lattice.errors import InvalidRequestError, LatticeError, RunNotFoundError
 from lattice.ids import Digest, RunId, WorkflowId
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.policies import Retention
-from lattice.ports import Clock, Store, ValueStorage
-from lattice.removal import (
+from lattice.ports.environment import Clock
+from lattice.ports.removal import (
     DeleteMessages,
     DeleteReplies,
     DeleteRun,
@@ -27,7 +27,8 @@ from lattice.removal import (
     PutNote,
     Removal,
 )
-from lattice.workflow.run import RunStatus
+from lattice.ports.store import Store, ValueStorage
+from lattice.workflow.states import RunStatus
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lattice.errors import LatticeError, StoreUnavailableError
-from lattice.ports import Clock, Store, Telemetry, Write
+from lattice.ports.environment import Clock, Telemetry
+from lattice.ports.store import Store, Write
 
 _log = logging.getLogger(__name__)
 

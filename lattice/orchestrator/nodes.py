@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from lattice.errors import InvalidRequestError, WorkerNotFoundError
 from lattice.ids import NodeId
-from lattice.ports import Definition, EngineNode, PutNode
+from lattice.ports.execution import Definition, EngineNode
+from lattice.ports.store import PutNode
 from lattice.workflow import checks
 from lattice.workflow.placement import Capacity, gpu_share
 from lattice.workflow.task import Task

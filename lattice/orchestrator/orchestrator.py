@@ -7,7 +7,6 @@ by the journal, and only then is answered. What each part does is said in its ow
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from lattice.errors import (
     InvalidRequestError,
     LatticeError,
     OrchestratorNotInitializedError,
-    ResultNotFoundError,
     RunNotFoundError,
     UnavailableError,
 )
@@ -28,31 +26,18 @@ from lattice.orchestrator.housekeeping import Housekeeping
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.policies import Defaults, Limits, Retention
+from lattice.orchestrator.reading import Reading
 from lattice.orchestrator.recovery import rebuild
 from lattice.orchestrator.replies import Effect, Replies
-from lattice.orchestrator.runs import Runs, describe
+from lattice.orchestrator.runs import Runs
 from lattice.orchestrator.starts import Starts
-from lattice.ports import (
-    VALUE_PART_BYTES,
-    Call,
-    CallResult,
-    Clock,
-    Dispatcher,
-    IdSource,
-    Once,
-    RunRecord,
-    Store,
-    TaskUpload,
-    Telemetry,
-    ValueStorage,
-    Write,
-)
+from lattice.ports.environment import Clock, IdSource, Telemetry
+from lattice.ports.execution import Call, CallResult, Dispatcher
+from lattice.ports.service import Once, TaskUpload
+from lattice.ports.store import Store, ValueStorage, Write
 from lattice.workflow import checks
-from lattice.workflow.events import Value
 from lattice.workflow.graph import Workflow
-from lattice.workflow.messages import iso_time
 from lattice.workflow.placement import check as check_placement
-from lattice.workflow.run import Run, RunStatus, TaskState
 from lattice.workflow.task import Resources, Task, TaskKind
 
 _log = logging.getLogger(__name__)
@@ -71,12 +56,13 @@ class _Parts:
     catalogue: Catalogue
     replies: Replies
     runs: Runs
+    reading: Reading
     starts: Starts
     housekeeping: Housekeeping
 
 
 class Orchestrator:
-    """Implements `lattice.ports.OrchestratorService` in this process.
+    """Implements `lattice.ports.service.OrchestratorService` in this process.
 
     Without `retention` nothing is removed but on request, and nothing of what is left of that.
     """
@@ -157,6 +143,15 @@ class Orchestrator:
             ),
             Replies(self._store, journal, self._clock),
             runs,
+            Reading(
+                self._store,
+                self._storage,
+                self._dispatcher,
+                journal,
+                runs,
+                self._clock,
+                self._limits.max_result_bytes,
+            ),
             Starts(
                 self._store,
                 runs,
@@ -397,7 +392,7 @@ class Orchestrator:
         async def prepare() -> Effect:
             await self._refresh_nodes()
             await parts.journal.barrier()
-            return await parts.starts.again(await self._record(run_id))
+            return await parts.starts.again(await parts.reading.record(run_id))
 
         # Until the new run is durable, the old one and what it refers to must not go.
         async with parts.housekeeping.lock:
@@ -424,48 +419,20 @@ class Orchestrator:
         before: RunId | None = None,
     ) -> list[dict[str, object]]:
         """Runs, newest first; `before` continues a list after its last run."""
-        await self._parts.journal.barrier()
-        if before is not None:
-            await self._record(before)
-        records = await asyncio.to_thread(
-            self._store.list_runs, limit, workflow_id=workflow_id, status=status, before=before
-        )
-        return [_summary(record) for record in records]
+        return await self._parts.reading.list_runs(limit, workflow_id, status, before)
 
     async def describe_run(self, run_id: RunId) -> dict[str, object]:
         """A run, how far each of its tasks is and what it waits for. Raises RunNotFoundError."""
-        progress = await self._live_progress(run_id)
-        # What a live run has told may not be durable yet.
-        await self._parts.journal.barrier()
-        record = await self._record(run_id)
-        if progress is None or record.finished is not None:
-            run = await asyncio.to_thread(rebuild, self._store, record, with_values=False)
-            progress = _progress(run, {}, self._clock.now())
-        return _summary(record) | progress
-
-    async def _live_progress(self, run_id: RunId) -> dict[str, object] | None:
-        """How far a live run is; None if it is not live. The engine is asked only if a task is queued."""
-        run = self._parts.runs.live(run_id)
-        if run is None:
-            return None
-        waiting: Mapping[TaskId, str] = {}
-        queued = {
-            task_id: progress.attempt
-            for task_id, progress in run.tasks.items()
-            if progress.state is TaskState.QUEUED
-        }
-        if queued:
-            waiting = await self._dispatcher.waiting(run_id, queued)
-        return _progress(run, waiting, self._clock.now())
+        return await self._parts.reading.describe_run(run_id)
 
     async def cancel_run(self, run_id: RunId) -> str:
         """Ends a run; its status, which is as it was for a run that had ended."""
         parts = self._parts
         await parts.journal.barrier()
-        await self._record(run_id)
+        await parts.reading.record(run_id)
         parts.runs.cancel(run_id)
         await parts.journal.barrier()
-        return (await self._record(run_id)).status
+        return (await parts.reading.record(run_id)).status
 
     async def follow(
         self, run_id: RunId, workflow_id: WorkflowId | None, after: int
@@ -478,7 +445,7 @@ class Orchestrator:
         parts = self._parts
         if parts.runs.live(run_id) is None or workflow_id is not None:
             await parts.journal.barrier()
-            record = await self._record(run_id)
+            record = await parts.reading.record(run_id)
             if workflow_id not in (None, record.workflow_id):
                 raise RunNotFoundError(run_id, workflow_id)
         async for group in parts.feed.follow(run_id, after):
@@ -486,48 +453,15 @@ class Orchestrator:
 
     async def task_result(self, run_id: RunId, task_id: TaskId) -> dict[str, object]:
         """The summary of a finished task's outputs. Raises ResultNotFoundError."""
-        await self._parts.journal.barrier()
-        await self._record(run_id)
-        text = await asyncio.to_thread(self._store.load_task_result, run_id, task_id)
-        if text is None:
-            raise ResultNotFoundError(run_id, task_id, "it has not finished, or is not in this run")
-        result: dict[str, object] = json.loads(text)["data"]["result"]
-        return result
+        return await self._parts.reading.task_result(run_id, task_id)
 
     async def value_json(self, run_id: RunId, task_id: TaskId, key: str) -> bytes:
         """The JSON text of one output. Raises ResultNotFoundError, or InvalidRequestError if it is none."""
-        value = await self._value(run_id, task_id, key)
-        return await self._dispatcher.render(value, self._limits.max_result_bytes)
+        return await self._parts.reading.value_json(run_id, task_id, key)
 
     async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str, start: int = 0) -> bytes:
         """A part of the pickle of one output, as opaque bytes. Raises ResultNotFoundError."""
-        value = await self._value(run_id, task_id, key)
-        if value.inline is not None:
-            return value.inline[start : start + VALUE_PART_BYTES]
-        assert value.location is not None
-        try:
-            return await asyncio.to_thread(
-                self._storage.read, value.location, start, VALUE_PART_BYTES
-            )
-        except FileNotFoundError:
-            raise ResultNotFoundError(
-                run_id, task_id, f"output {key!r} is no longer in storage"
-            ) from None
-
-    async def _value(self, run_id: RunId, task_id: TaskId, key: str) -> Value:
-        await self._parts.journal.barrier()
-        await self._record(run_id)
-        values = await asyncio.to_thread(self._store.load_task_values, run_id, task_id)
-        if key not in values:
-            found = ", ".join(values) or "nothing (yet)"
-            raise ResultNotFoundError(run_id, task_id, f"no output {key!r}; it returned {found}")
-        return values[key]
-
-    async def _record(self, run_id: RunId) -> RunRecord:
-        record = await asyncio.to_thread(self._store.load_run, run_id)
-        if record is None:
-            raise RunNotFoundError(run_id)
-        return record
+        return await self._parts.reading.value_pickle(run_id, task_id, key, start)
 
     # -- LangGraph ---------------------------------------------------------------------------
 
@@ -629,19 +563,3 @@ class Orchestrator:
         if data is None:
             raise LatticeError(f"the code {digest} is missing from the store")
         return data
-
-
-def _progress(run: Run, waiting: Mapping[TaskId, str], now: float) -> dict[str, object]:
-    return {"last_seq": run.last_seq, "tasks": describe(run, waiting, now)}
-
-
-def _summary(record: RunRecord) -> dict[str, object]:
-    return {
-        "run_id": record.run_id,
-        "workflow_id": record.workflow_id,
-        "status": RunStatus(record.status).value,
-        "created": iso_time(record.created),
-        "finished": None if record.finished is None else iso_time(record.finished),
-        "deadline": None if record.deadline is None else iso_time(record.deadline),
-        "retry_of": record.retry_of,
-    }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lattice.errors import LatticeError
 from lattice.ids import Digest, RunId
-from lattice.ports import RunRecord, Store
+from lattice.ports.store import RunRecord, Store
 from lattice.workflow.graph import Graph
 from lattice.workflow.messages import Message
 from lattice.workflow.run import Run

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from lattice.errors import ConflictError, LatticeError
 from lattice.orchestrator.journal import Journal
-from lattice.ports import Clock, Once, PutReply, Store, Write
+from lattice.ports.environment import Clock
+from lattice.ports.service import Once
+from lattice.ports.store import PutReply, Store, Write
 
 
 @dataclass(frozen=True, slots=True)

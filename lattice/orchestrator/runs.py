@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 from lattice.errors import (
     InvalidTransitionError,
@@ -27,17 +26,9 @@ from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.policies import Limits
-from lattice.ports import (
-    AppendMessage,
-    Argument,
-    Clock,
-    Dispatcher,
-    FinishRun,
-    Job,
-    Report,
-    Telemetry,
-    Write,
-)
+from lattice.ports.environment import Clock, Telemetry
+from lattice.ports.execution import Argument, Dispatcher, Job, Report
+from lattice.ports.store import AppendMessage, FinishRun, Write
 from lattice.workflow.commands import (
     ArmDeadline,
     ArmTimer,
@@ -62,12 +53,11 @@ from lattice.workflow.events import (
 )
 from lattice.workflow.graph import Binding
 from lattice.workflow.messages import Message
-from lattice.workflow.run import Run, TaskState
+from lattice.workflow.run import Run
+from lattice.workflow.states import TaskState
 
 _log = logging.getLogger(__name__)
 
-#: Tasks upstream that are named to people; of the others there is a number.
-_NAMED = 3
 
 # Made once: `json.dumps` with separators makes an encoder at each call.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -308,40 +298,3 @@ def _argument(run: Run, binding: Binding) -> Argument:
     source = binding.upstream
     value = run.values[source.task_id][source.key]
     return Argument(binding.key, None, (source.task_id, source.key), value)
-
-
-def describe(run: Run, waiting: Mapping[TaskId, str], now: float) -> list[dict[str, object]]:
-    """How far each task of a run is, for people. `waiting`: what those that are queued wait for."""
-    return [
-        {
-            "task_id": task_id,
-            "name": run.graph.tasks[task_id].name,
-            "state": progress.state.value,
-            "attempt": progress.attempt,
-            "started": progress.started,
-            "finished": progress.finished,
-            "timing": None if progress.state is TaskState.QUEUED else progress.timing,
-            "waiting_for": _waiting_for(run, task_id, waiting, now),
-            "error": progress.error,
-        }
-        for task_id, progress in run.tasks.items()
-    ]
-
-
-def _waiting_for(
-    run: Run, task_id: TaskId, waiting: Mapping[TaskId, str], now: float
-) -> str | None:
-    """What a task that may still begin waits for; None where nothing is known."""
-    progress = run.tasks[task_id]
-    if progress.state is TaskState.WAITING and progress.missing:
-        upstream = (
-            run.graph.tasks[source].name
-            for source in run.graph.upstream[task_id]
-            if run.tasks[source].state is not TaskState.SUCCEEDED
-        )
-        named = [*islice(upstream, _NAMED)]
-        more = f" and {progress.missing - _NAMED} more" if progress.missing > _NAMED else ""
-        return f"tasks upstream: {', '.join(named)}{more}"
-    if progress.state is TaskState.BACKING_OFF:
-        return f"its next attempt, in {max(0.0, progress.retry_at - now):.1f} s"
-    return waiting.get(task_id) if progress.state is TaskState.QUEUED else None

@@ -19,13 +19,15 @@ from lattice.ids import Digest, RunId, TaskId
 from lattice.orchestrator.recovery import load_graph, stored_messages
 from lattice.orchestrator.replies import Effect
 from lattice.orchestrator.runs import Runs, append_message
-from lattice.ports import Clock, IdSource, PutBlob, PutRun, RunRecord, Store, Write
+from lattice.ports.environment import Clock, IdSource
+from lattice.ports.store import PutBlob, PutRun, RunRecord, Store, Write
 from lattice.workflow import checks
 from lattice.workflow.commands import Publish
 from lattice.workflow.events import Result, ResultsTakenOver
 from lattice.workflow.graph import Graph, Workflow
 from lattice.workflow.messages import MessageType
-from lattice.workflow.run import Run, RunStatus
+from lattice.workflow.run import Run
+from lattice.workflow.states import RunStatus
 from lattice.workflow.task import Resources, Task
 
 #: Longest deadline of a run, in seconds: a year.

@@ -1,8 +1,8 @@
-"""Durable state behind `lattice.ports.Store`: in memory for tests, in SQLite or PostgreSQL for use."""
+"""Durable state behind `lattice.ports.store.Store`: in memory for tests, in SQLite or PostgreSQL for use."""
 
 from __future__ import annotations
 
-from lattice.ports import Store
+from lattice.ports.store import Store
 from lattice.store.database import connect
 from lattice.store.memory import MemoryStore
 from lattice.store.schema import upgrade

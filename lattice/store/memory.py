@@ -12,7 +12,19 @@ from typing import assert_never
 
 from lattice.errors import LeaseLostError, StoreUnavailableError
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
-from lattice.ports import (
+from lattice.ports.removal import (
+    DeleteMessages,
+    DeleteReplies,
+    DeleteRun,
+    DeleteUnusedBlobs,
+    DeleteValues,
+    DropNote,
+    Leftovers,
+    PutNote,
+    Removal,
+    StoredOutput,
+)
+from lattice.ports.store import (
     AppendMessage,
     DeleteEdge,
     DeleteTask,
@@ -29,21 +41,9 @@ from lattice.ports import (
     WorkflowRecord,
     Write,
 )
-from lattice.removal import (
-    DeleteMessages,
-    DeleteReplies,
-    DeleteRun,
-    DeleteUnusedBlobs,
-    DeleteValues,
-    DropNote,
-    Leftovers,
-    PutNote,
-    Removal,
-    StoredOutput,
-)
 from lattice.store.results import is_result
 from lattice.workflow.events import Value
-from lattice.workflow.run import RunStatus
+from lattice.workflow.states import RunStatus
 
 _SEQ = attrgetter("seq")
 

@@ -1,4 +1,4 @@
-"""The SQL of housekeeping: what goes, and what there is to go. See `lattice.removal`."""
+"""The SQL of housekeeping: what goes, and what there is to go. See `lattice.ports.removal`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import Select, UpdateBase, bindparam, delete, exists, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from lattice.ids import WorkflowId
-from lattice.removal import (
+from lattice.ports.removal import (
     DeleteMessages,
     DeleteReplies,
     DeleteRun,
@@ -122,7 +122,7 @@ class RemovalStatements:
 def finished_runs(
     limit: int, before: float | None, keep: int | None, workflow_id: WorkflowId | None
 ) -> Select[Any]:
-    """Runs that have ended, as `lattice.removal.Removable.finished_runs` says."""
+    """Runs that have ended, as `lattice.ports.removal.Removable.finished_runs` says."""
     statement = select(runs.c.run_id).where(runs.c.finished.is_not(None)).limit(limit)
     if workflow_id is not None:
         statement = statement.where(runs.c.workflow_id == workflow_id)

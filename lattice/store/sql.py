@@ -14,8 +14,8 @@ from sqlalchemy.exc import DataError
 
 from lattice.errors import LeaseLostError, StoreUnavailableError
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
-from lattice.ports import ReplyRecord, RunRecord, WorkflowRecord, Write
-from lattice.removal import DropNote, Leftovers, StoredOutput
+from lattice.ports.removal import DropNote, Leftovers, StoredOutput
+from lattice.ports.store import ReplyRecord, RunRecord, WorkflowRecord, Write
 from lattice.store import removals
 from lattice.store.database import for_reading, for_writing, refusals_as_unavailable
 from lattice.store.results import is_result
@@ -32,7 +32,7 @@ from lattice.store.tables import (
     workflows,
 )
 from lattice.workflow.events import Value
-from lattice.workflow.run import RunStatus
+from lattice.workflow.states import RunStatus
 
 #: Databases bound how many values a statement may have.
 _MOST_PARAMETERS = 500

@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Insert, Table, UpdateBase, bindparam, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from lattice.ports import (
+from lattice.ports.removal import Removal
+from lattice.ports.store import (
     AppendMessage,
     DeleteEdge,
     DeleteTask,
@@ -22,10 +23,9 @@ from lattice.ports import (
     PutWorkflow,
     Write,
 )
-from lattice.removal import Removal
 from lattice.store import tables
 from lattice.store.removals import RemovalStatements, Row
-from lattice.workflow.run import RunStatus
+from lattice.workflow.states import RunStatus
 
 
 class WriteStatements:

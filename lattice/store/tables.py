@@ -171,7 +171,7 @@ replies = Table(
     Index(None, "created"),
 )
 
-#: Runs of which something is still to be removed; see `lattice.removal`.
+#: Runs of which something is still to be removed; see `lattice.ports.removal`.
 removal_notes = Table(
     "removal_notes",
     metadata,

@@ -16,7 +16,7 @@ import cloudpickle
 
 from lattice.errors import StoreUnavailableError
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import Argument, Call, Definition, Dispatcher, Job, Report
+from lattice.ports.execution import Argument, Call, Definition, Dispatcher, Job, Report
 from lattice.workflow.events import TaskFailed, TaskLost, TaskStarted, TaskSucceeded, Value
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources

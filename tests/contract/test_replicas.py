@@ -15,7 +15,7 @@ from ray import serve
 
 from deployments.replicas.identity import Bounds
 from lattice.ids import RunId, TaskId
-from lattice.ports import Argument, Job
+from lattice.ports.execution import Argument, Job
 from lattice.workflow.events import TaskFailed, TaskLost, TaskSucceeded
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Resources

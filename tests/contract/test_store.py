@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lattice.errors import InvalidRequestError, LeaseLostError, StoreUnavailableError
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
-from lattice.ports import (
+from lattice.ports.store import (
     AppendMessage,
     DeleteEdge,
     DeleteTask,

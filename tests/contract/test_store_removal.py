@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
-from lattice.ports import (
+from lattice.ports.removal import (
+    DeleteMessages,
+    DeleteReplies,
+    DeleteRun,
+    DeleteUnusedBlobs,
+    DeleteValues,
+    DropNote,
+    Leftovers,
+    PutNote,
+    StoredOutput,
+)
+from lattice.ports.store import (
     AppendMessage,
     DeleteTask,
     FinishRun,
@@ -21,17 +32,6 @@ from lattice.ports import (
     RunRecord,
     Store,
     Write,
-)
-from lattice.removal import (
-    DeleteMessages,
-    DeleteReplies,
-    DeleteRun,
-    DeleteUnusedBlobs,
-    DeleteValues,
-    DropNote,
-    Leftovers,
-    PutNote,
-    StoredOutput,
 )
 from lattice.store import open_store
 from lattice.workflow.events import Value

@@ -20,7 +20,16 @@ from sqlalchemy import Engine, event, text
 
 from lattice.errors import LeaseLostError, StoreUnavailableError
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
-from lattice.ports import (
+from lattice.ports.removal import (
+    DeleteMessages,
+    DeleteReplies,
+    DeleteRun,
+    DeleteUnusedBlobs,
+    DeleteValues,
+    DropNote,
+    PutNote,
+)
+from lattice.ports.store import (
     AppendMessage,
     DeleteTask,
     FinishRun,
@@ -33,15 +42,6 @@ from lattice.ports import (
     PutWorkflow,
     ReplyRecord,
     Store,
-)
-from lattice.removal import (
-    DeleteMessages,
-    DeleteReplies,
-    DeleteRun,
-    DeleteUnusedBlobs,
-    DeleteValues,
-    DropNote,
-    PutNote,
 )
 from lattice.store import open_store
 from lattice.store.database import connect, for_writing
@@ -141,7 +141,7 @@ def test_everything_is_there_after_a_restart(url: str) -> None:
 _COMMIT_AND_STOP = """
 import sys
 from sqlalchemy import Engine, event
-from lattice.ports import AppendMessage, PutRun
+from lattice.ports.store import AppendMessage, PutRun
 from lattice.store import open_store
 
 def stop(*_):

@@ -15,8 +15,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
-from lattice.ports import RunRecord
-from lattice.removal import DeleteUnusedBlobs
+from lattice.ports.removal import DeleteUnusedBlobs
+from lattice.ports.store import RunRecord
 from lattice.store import open_store
 from lattice.store.database import connect, for_writing
 from lattice.store.tables import metadata

@@ -14,7 +14,7 @@ import pytest
 import schemathesis
 
 from lattice.api.server import create_app
-from lattice.ports import OrchestratorService
+from lattice.ports.service import OrchestratorService
 from tests.running import Service
 from tests.service.rest import Rest
 

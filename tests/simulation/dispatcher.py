@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest, NodeId, RunId, TaskId
-from lattice.ports import Call, CallResult, Definition, EngineNode, Job, Report
+from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Report
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lattice.ids import TaskId
-from lattice.ports import CodeUpload, TaskUpload
+from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.workflow.task import CodeForm
 from tests.simulation.nature import Nature
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports import (
+from lattice.ports.execution import Job
+from lattice.ports.store import (
     AppendMessage,
     FinishRun,
-    Job,
     PutBlob,
     PutReply,
     PutRun,

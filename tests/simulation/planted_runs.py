@@ -9,13 +9,15 @@ import pytest
 
 from lattice.ids import RunId, TaskId
 from lattice.orchestrator.runs import Runs
-from lattice.ports import Report, RunRecord
+from lattice.ports.execution import Report
+from lattice.ports.store import RunRecord
 from lattice.store.memory import MemoryStore
 from lattice.workflow import run as machine
 from lattice.workflow.commands import ArmTimer, Cancel, Command, Execute, Release
 from lattice.workflow.events import Event, Recovered, TaskSucceeded
 from lattice.workflow.messages import Message, MessageType
-from lattice.workflow.run import Run, TaskState
+from lattice.workflow.run import Run
+from lattice.workflow.states import TaskState
 from tests.simulation.planted import Faults
 
 FAULTS = Faults()

@@ -14,7 +14,8 @@ from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.replies import Replies
 from lattice.orchestrator.runs import Runs
-from lattice.ports import Once, PutReply, Write
+from lattice.ports.service import Once
+from lattice.ports.store import PutReply, Write
 from lattice.store.memory import MemoryStore
 from lattice.workflow.graph import Workflow
 from tests.simulation.planted import Faults

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from lattice.errors import ConflictError, UnavailableError
 from lattice.orchestrator import Orchestrator
-from lattice.ports import Once
+from lattice.ports.service import Once
 from tests.simulation.ledger import Ledger
 from tests.simulation.nature import Nature
 from tests.simulation.process import DisconnectedError, Process

@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from lattice.ids import RunId, TaskId
-from lattice.ports import AppendMessage, Job, Report
+from lattice.ports.execution import Job, Report
+from lattice.ports.store import AppendMessage
 from lattice.workflow.events import TaskFailed, TaskLost, TaskSucceeded
 from lattice.workflow.run import LOST_ATTEMPTS
 

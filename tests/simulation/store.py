@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lattice.errors import StoreUnavailableError
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
-from lattice.ports import ReplyRecord, RunRecord, WorkflowRecord, Write
+from lattice.ports.store import ReplyRecord, RunRecord, WorkflowRecord, Write
 from lattice.store.memory import MemoryStore
 from lattice.workflow.events import Value
 from tests.simulation.ledger import Account, Ledger

@@ -24,7 +24,7 @@ from lattice.api.requests import JSONRoute
 from lattice.api.responses import SafeJSONResponse
 from lattice.api.streams import EventStreamResponse
 from lattice.ids import RunId, TaskId, WorkflowId
-from lattice.ports import VALUE_PART_BYTES
+from lattice.ports.service import VALUE_PART_BYTES
 
 router = APIRouter(tags=["runs"], route_class=JSONRoute)
 

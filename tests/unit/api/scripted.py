@@ -9,13 +9,8 @@ from dataclasses import dataclass, field
 
 from lattice.errors import RunNotFoundError, UnavailableError
 from lattice.ids import NodeId, RunId, TaskId, WorkflowId
-from lattice.ports import (
-    VALUE_PART_BYTES,
-    CallResult,
-    Once,
-    OrchestratorService,
-    TaskUpload,
-)
+from lattice.ports.execution import CallResult
+from lattice.ports.service import VALUE_PART_BYTES, Once, OrchestratorService, TaskUpload
 
 
 def message(seq: int) -> str:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from lattice.api.requests import MAX_DEPTH
 from lattice.api.server import create_app
-from lattice.ports import CodeUpload, TaskUpload
+from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.settings import LatticeSettings
 from lattice.workflow.outline import Outline
 from lattice.workflow.task import CodeForm

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from lattice.api.server import create_app
-from lattice.ports import Once
+from lattice.ports.service import Once
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher
 from tests.unit.api.scripted import ScriptedService

@@ -10,7 +10,7 @@ import pytest
 
 from lattice.api import dependencies
 from lattice.errors import UnavailableError
-from lattice.ports import TaskUpload
+from lattice.ports.service import TaskUpload
 from tests.unit.api.scripted import ScriptedService
 
 pytestmark = pytest.mark.anyio

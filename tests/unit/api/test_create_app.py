@@ -16,7 +16,7 @@ from lattice.api.server import OrchestratorManager, create_app
 from lattice.api.signals import SignalHandlers
 from lattice.errors import InvalidRequestError, OrchestratorNotInitializedError
 from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
-from lattice.ports import Telemetry
+from lattice.ports.environment import Telemetry
 from lattice.settings import LatticeSettings
 from tests.unit.api.scripted import OwnedScriptedService, ScriptedService
 

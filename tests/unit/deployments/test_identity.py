@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from deployments.replicas.identity import application_name
 from lattice.ids import Digest, NodeId
-from lattice.ports import Definition
+from lattice.ports.execution import Definition
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
 

@@ -22,7 +22,7 @@ from lattice.execution import attempt, pickling, wire
 from lattice.execution.attempt import Assignment, Large
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import Digest, NodeId, RunId, TaskId
-from lattice.ports import Argument, CallResult
+from lattice.ports.execution import Argument, CallResult
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,

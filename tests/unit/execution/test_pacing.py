@@ -7,7 +7,7 @@ import pytest
 from lattice.execution.pacing import Pacing
 from lattice.execution.shape import Shape
 from lattice.ids import NodeId
-from lattice.ports import EngineNode
+from lattice.ports.execution import EngineNode
 
 NODES = [
     EngineNode(NodeId("a"), "10.0.0.1", cpu=8.0, gpu=1.0, memory=1000.0),

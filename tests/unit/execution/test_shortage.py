@@ -7,7 +7,7 @@ import pytest
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import Room, shortage
 from lattice.ids import NodeId
-from lattice.ports import EngineNode
+from lattice.ports.execution import EngineNode
 
 
 def shape(

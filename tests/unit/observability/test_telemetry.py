@@ -8,7 +8,7 @@ import pytest
 
 from lattice.observability.metrics import Metrics
 from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
-from lattice.ports import Telemetry
+from lattice.ports.environment import Telemetry
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from lattice.errors import InvalidRequestError, RunNotFoundError, StoreUnavailab
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
 from lattice.orchestrator import Retention, feed
 from lattice.orchestrator.housekeeping import Housekeeping
-from lattice.ports import Once, Write
+from lattice.ports.service import Once
+from lattice.ports.store import Write
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher
 from lattice.workflow.events import Placement, TaskSucceeded, Value

@@ -10,7 +10,9 @@ import pytest
 
 from lattice.errors import LatticeError, StoreUnavailableError, UnavailableError
 from lattice.ids import NodeId, RunId, TaskId
-from lattice.ports import Job, Once, RunRecord, Write
+from lattice.ports.execution import Job
+from lattice.ports.service import Once
+from lattice.ports.store import RunRecord, Write
 from lattice.workflow.events import Placement, TaskSucceeded, Value
 from tests.unit.orchestrator.world import World, upload
 

@@ -23,7 +23,9 @@ from lattice.errors import (
     WorkflowNotFoundError,
 )
 from lattice.ids import NodeId, RunId, TaskId, WorkflowId
-from lattice.ports import CodeUpload, EngineNode, Once, PutReply, Write
+from lattice.ports.execution import EngineNode
+from lattice.ports.service import CodeUpload, Once
+from lattice.ports.store import PutReply, Write
 from lattice.workflow.task import CodeForm
 from tests.unit.orchestrator.world import World, upload
 

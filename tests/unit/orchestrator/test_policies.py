@@ -13,7 +13,8 @@ import pytest
 from lattice.errors import CallTimeoutError, InvalidRequestError, OverloadedError, TooLargeError
 from lattice.ids import RunId, TaskId
 from lattice.orchestrator import Defaults
-from lattice.ports import Call, CallResult, Once
+from lattice.ports.execution import Call, CallResult
+from lattice.ports.service import Once
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher
 from lattice.workflow.retry import RetryPolicy

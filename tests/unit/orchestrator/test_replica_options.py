@@ -8,7 +8,7 @@ import pytest
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import TaskId, WorkflowId
-from lattice.ports import CodeUpload, TaskUpload
+from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.workflow.outline import Outline
 from lattice.workflow.task import CodeForm
 from tests.unit.orchestrator.world import World, upload

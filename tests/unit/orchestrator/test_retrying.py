@@ -9,7 +9,7 @@ import pytest
 
 from lattice.errors import ConflictError, InvalidRequestError, RunNotFoundError
 from lattice.ids import RunId, TaskId
-from lattice.ports import Once
+from lattice.ports.service import Once
 from lattice.workflow.events import Placement, TaskSucceeded, Value
 from tests.unit.orchestrator.world import World, upload
 

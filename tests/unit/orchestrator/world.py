@@ -8,7 +8,7 @@ from typing import Any
 
 from lattice.ids import RunId, TaskId, WorkflowId
 from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention
-from lattice.ports import CodeUpload, TaskUpload
+from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher, NoCount
 from lattice.workflow.task import CodeForm

@@ -43,7 +43,8 @@ from lattice.workflow.events import (
 from lattice.workflow.graph import Graph
 from lattice.workflow.messages import Message, MessageType
 from lattice.workflow.retry import RetryPolicy
-from lattice.workflow.run import LOST_ATTEMPTS, TRANSITIONS, Run, RunStatus, TaskState
+from lattice.workflow.run import LOST_ATTEMPTS, Run
+from lattice.workflow.states import TRANSITIONS, RunStatus, TaskState
 from lattice.workflow.task import Code, CodeForm, Task
 
 A, B, C, D = (TaskId(name) for name in "abcd")

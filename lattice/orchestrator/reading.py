@@ -1,0 +1,191 @@
+"""What is told of runs: lists, how far one is, results and values.
+
+All of it is read from the store behind a `barrier`, so that it is durable, and the word of the one in charge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from itertools import islice
+
+from lattice.errors import ResultNotFoundError, RunNotFoundError
+from lattice.ids import RunId, TaskId, WorkflowId
+from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.recovery import rebuild
+from lattice.orchestrator.runs import Runs
+from lattice.ports.environment import Clock
+from lattice.ports.execution import Dispatcher
+from lattice.ports.service import VALUE_PART_BYTES
+from lattice.ports.store import RunRecord, Store, ValueStorage
+from lattice.workflow.events import Value
+from lattice.workflow.messages import iso_time
+from lattice.workflow.run import Run
+from lattice.workflow.states import RunStatus, TaskState
+
+#: Tasks upstream that are named to people; of the others there is a number.
+_NAMED = 3
+
+
+class Reading:
+    """Reads runs. `max_result_bytes` bounds the JSON text of a value."""
+
+    def __init__(
+        self,
+        store: Store,
+        storage: ValueStorage,
+        dispatcher: Dispatcher,
+        journal: Journal,
+        runs: Runs,
+        clock: Clock,
+        max_result_bytes: int,
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._dispatcher = dispatcher
+        self._journal = journal
+        self._runs = runs
+        self._clock = clock
+        self._max_result_bytes = max_result_bytes
+
+    async def list_runs(
+        self,
+        limit: int,
+        workflow_id: WorkflowId | None,
+        status: str | None,
+        before: RunId | None,
+    ) -> list[dict[str, object]]:
+        """Runs, newest first; `before` continues a list after its last run."""
+        await self._journal.barrier()
+        if before is not None:
+            await self.record(before)
+        records = await asyncio.to_thread(
+            self._store.list_runs, limit, workflow_id=workflow_id, status=status, before=before
+        )
+        return [_summary(record) for record in records]
+
+    async def describe_run(self, run_id: RunId) -> dict[str, object]:
+        """A run, how far each of its tasks is and what it waits for. Raises RunNotFoundError."""
+        progress = await self._live_progress(run_id)
+        # What a live run has told may not be durable yet.
+        await self._journal.barrier()
+        record = await self.record(run_id)
+        if progress is None or record.finished is not None:
+            run = await asyncio.to_thread(rebuild, self._store, record, with_values=False)
+            progress = _progress(run, {}, self._clock.now())
+        return _summary(record) | progress
+
+    async def _live_progress(self, run_id: RunId) -> dict[str, object] | None:
+        """How far a live run is; None if it is not live. The engine is asked only if a task is queued."""
+        run = self._runs.live(run_id)
+        if run is None:
+            return None
+        waiting: Mapping[TaskId, str] = {}
+        queued = {
+            task_id: progress.attempt
+            for task_id, progress in run.tasks.items()
+            if progress.state is TaskState.QUEUED
+        }
+        if queued:
+            waiting = await self._dispatcher.waiting(run_id, queued)
+        return _progress(run, waiting, self._clock.now())
+
+    async def task_result(self, run_id: RunId, task_id: TaskId) -> dict[str, object]:
+        """The summary of a finished task's outputs. Raises ResultNotFoundError."""
+        await self._journal.barrier()
+        await self.record(run_id)
+        text = await asyncio.to_thread(self._store.load_task_result, run_id, task_id)
+        if text is None:
+            raise ResultNotFoundError(run_id, task_id, "it has not finished, or is not in this run")
+        result: dict[str, object] = json.loads(text)["data"]["result"]
+        return result
+
+    async def value_json(self, run_id: RunId, task_id: TaskId, key: str) -> bytes:
+        """The JSON text of one output. Raises ResultNotFoundError, or InvalidRequestError if it is none."""
+        value = await self._value(run_id, task_id, key)
+        return await self._dispatcher.render(value, self._max_result_bytes)
+
+    async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str, start: int = 0) -> bytes:
+        """A part of the pickle of one output, as opaque bytes. Raises ResultNotFoundError."""
+        value = await self._value(run_id, task_id, key)
+        if value.inline is not None:
+            return value.inline[start : start + VALUE_PART_BYTES]
+        assert value.location is not None
+        try:
+            return await asyncio.to_thread(
+                self._storage.read, value.location, start, VALUE_PART_BYTES
+            )
+        except FileNotFoundError:
+            raise ResultNotFoundError(
+                run_id, task_id, f"output {key!r} is no longer in storage"
+            ) from None
+
+    async def _value(self, run_id: RunId, task_id: TaskId, key: str) -> Value:
+        await self._journal.barrier()
+        await self.record(run_id)
+        values = await asyncio.to_thread(self._store.load_task_values, run_id, task_id)
+        if key not in values:
+            found = ", ".join(values) or "nothing (yet)"
+            raise ResultNotFoundError(run_id, task_id, f"no output {key!r}; it returned {found}")
+        return values[key]
+
+    async def record(self, run_id: RunId) -> RunRecord:
+        """A run as it is stored. Raises RunNotFoundError."""
+        record = await asyncio.to_thread(self._store.load_run, run_id)
+        if record is None:
+            raise RunNotFoundError(run_id)
+        return record
+
+
+def _progress(run: Run, waiting: Mapping[TaskId, str], now: float) -> dict[str, object]:
+    return {"last_seq": run.last_seq, "tasks": _tasks(run, waiting, now)}
+
+
+def _summary(record: RunRecord) -> dict[str, object]:
+    return {
+        "run_id": record.run_id,
+        "workflow_id": record.workflow_id,
+        "status": RunStatus(record.status).value,
+        "created": iso_time(record.created),
+        "finished": None if record.finished is None else iso_time(record.finished),
+        "deadline": None if record.deadline is None else iso_time(record.deadline),
+        "retry_of": record.retry_of,
+    }
+
+
+def _tasks(run: Run, waiting: Mapping[TaskId, str], now: float) -> list[dict[str, object]]:
+    """How far each task of a run is, for people. `waiting`: what those that are queued wait for."""
+    return [
+        {
+            "task_id": task_id,
+            "name": run.graph.tasks[task_id].name,
+            "state": progress.state.value,
+            "attempt": progress.attempt,
+            "started": progress.started,
+            "finished": progress.finished,
+            "timing": None if progress.state is TaskState.QUEUED else progress.timing,
+            "waiting_for": _waiting_for(run, task_id, waiting, now),
+            "error": progress.error,
+        }
+        for task_id, progress in run.tasks.items()
+    ]
+
+
+def _waiting_for(
+    run: Run, task_id: TaskId, waiting: Mapping[TaskId, str], now: float
+) -> str | None:
+    """What a task that may still begin waits for; None where nothing is known."""
+    progress = run.tasks[task_id]
+    if progress.state is TaskState.WAITING and progress.missing:
+        upstream = (
+            run.graph.tasks[source].name
+            for source in run.graph.upstream[task_id]
+            if run.tasks[source].state is not TaskState.SUCCEEDED
+        )
+        named = [*islice(upstream, _NAMED)]
+        more = f" and {progress.missing - _NAMED} more" if progress.missing > _NAMED else ""
+        return f"tasks upstream: {', '.join(named)}{more}"
+    if progress.state is TaskState.BACKING_OFF:
+        return f"its next attempt, in {max(0.0, progress.retry_at - now):.1f} s"
+    return waiting.get(task_id) if progress.state is TaskState.QUEUED else None

@@ -1,0 +1,155 @@
+"""What runs attempts of tasks on the engine.
+
+Every dispatcher passes one suite in `tests/contract/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from lattice.ids import Digest, NodeId, RunId, TaskId
+from lattice.workflow.events import (
+    TaskFailed,
+    TaskLost,
+    TaskStarted,
+    TaskSucceeded,
+    Value,
+)
+from lattice.workflow.scaling import Scaling
+from lattice.workflow.task import BatchPolicy, Code, Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An input of an attempt: JSON text given by the user, or another task's output.
+
+    `source` names the output, `value` says where it is durable.
+    """
+
+    key: str
+    json: str | None
+    source: tuple[TaskId, str] | None = None
+    value: Value | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What is to run, and on what: calls of equal definitions may share a process, and a batch.
+
+    Attributes:
+        gpus: what `gpu` and `gpu_mem` come to, in GPUs.
+        excluded: engine ids of nodes that get nothing new.
+    """
+
+    code: Code
+    resources: Resources
+    gpus: float
+    batch: BatchPolicy
+    scaling: Scaling
+    runtime_env: Mapping[str, object]
+    excluded: frozenset[NodeId]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One attempt of a task.
+
+    Attributes:
+        timed: there is a time-out, which begins with the report of the start: it must come first.
+    """
+
+    run_id: RunId
+    task_id: TaskId
+    attempt: int
+    name: str
+    definition: Definition
+    arguments: tuple[Argument, ...]
+    output_keys: tuple[str, ...]
+    timed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a function by itself, with pickled arguments, which stay opaque bytes here."""
+
+    name: str
+    definition: Definition
+    args: bytes
+    kwargs: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """What a call returned: JSON (or a description of what is none), and the pickled object."""
+
+    json: object
+    pickled: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EngineNode:
+    """A live node of the engine and all it has: GPUs, and memory in MiB."""
+
+    node_id: NodeId
+    node_ip: str
+    cpu: float
+    gpu: float
+    memory: float
+
+
+Report = TaskStarted | TaskSucceeded | TaskFailed | TaskLost
+
+
+class Dispatcher(Protocol):
+    """Runs attempts of tasks on the engine. Used from one event loop."""
+
+    async def start(
+        self,
+        report: Callable[[RunId, Report], None],
+        load_code: Callable[[Digest], bytes],
+    ) -> None:
+        """Gets ready. `report` is called on the loop; `load_code` blocks and is called in a thread."""
+
+    def submit(self, job: Job) -> None:
+        """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
+
+    def prepare(self, definition: Definition) -> None:
+        """Gets ready what the first job of a definition would have to wait for; returns at once."""
+
+    async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> Mapping[TaskId, str]:
+        """What those of a run's attempts wait for that have been submitted and not begun, for people."""
+
+    def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
+        """Ends an attempt and frees what it occupied; nothing of it is reported any more."""
+
+    def release(self, run_id: RunId, task_id: TaskId) -> None:
+        """Drops what is held in memory of a task's output values."""
+
+    async def call(self, call: Call) -> CallResult:
+        """Runs a call to its end.
+
+        Raises:
+            UserCodeError: the function raised, or its code or arguments do not load.
+            TooLargeError: the pickled result is over `max_result_bytes`.
+            UnavailableError: the process that ran it died.
+        """
+
+    async def render(self, value: Value, limit: int) -> bytes:
+        """The JSON text of a stored value, made in a process that runs user code.
+
+        Raises:
+            InvalidRequestError: the value is not JSON.
+            TooLargeError: the text is longer than `limit` bytes.
+            UnavailableError: the process that made it died.
+        """
+
+    async def nodes(self) -> list[EngineNode]:
+        """The live nodes."""
+
+    async def head_port(self) -> int:
+        """The port under which other nodes join the engine."""
+
+    async def close(self) -> None:
+        """Cancels what runs and lets go of the engine."""

@@ -1,0 +1,138 @@
+"""What the API needs from the orchestrator."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lattice.ids import NodeId, RunId, TaskId, WorkflowId
+from lattice.ports.execution import CallResult
+from lattice.workflow.outline import Outline
+from lattice.workflow.task import CodeForm
+
+#: A value is handed on in parts of this size, so that it is never whole in the control plane.
+VALUE_PART_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """An idempotency key and a fingerprint of the request that carries it."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class CodeUpload:
+    """Code as a user sent it. `data` is opaque; `outline` tells what in it is a class."""
+
+    form: CodeForm
+    data: bytes
+    outline: Outline = field(default_factory=Outline)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUpload:
+    """What a user saves in a task: raw JSON documents, and code. `name` of None keeps the name.
+
+    `definition` may have the keys `task_input`, `task_output`, `resources`, `batch_config`,
+    `autoscaling`, `retry`, `timeout`, `runtime_env`, in the wire form of the API.
+    """
+
+    task_id: TaskId
+    name: str | None
+    definition: Mapping[str, object]
+    code: CodeUpload | None
+
+
+class OrchestratorService(Protocol):
+    """What the API asks of the orchestrator, in its own process or another. All may raise LatticeError."""
+
+    async def create_workflow(self, once: Once | None = None) -> WorkflowId: ...
+
+    async def add_task(
+        self, workflow_id: WorkflowId, task_type: str, name: str, once: Once | None = None
+    ) -> TaskId: ...
+
+    async def save_task(
+        self, workflow_id: WorkflowId, upload: TaskUpload, *, add_edges: bool
+    ) -> None: ...
+
+    async def add_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None: ...
+
+    async def del_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None: ...
+
+    async def del_task(self, workflow_id: WorkflowId, task_id: TaskId) -> None: ...
+
+    async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]: ...
+
+    async def run_workflow(
+        self,
+        workflow_id: WorkflowId,
+        once: Once | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> RunId: ...
+
+    async def submit_workflow(
+        self,
+        tasks: Sequence[TaskUpload],
+        edges: Sequence[tuple[TaskId, TaskId]],
+        once: Once | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> tuple[WorkflowId, RunId]: ...
+
+    async def add_langgraph_task(
+        self, workflow_id: WorkflowId, upload: TaskUpload, once: Once | None = None
+    ) -> TaskId: ...
+
+    async def run_langgraph_task(
+        self, workflow_id: WorkflowId, task_id: TaskId, args: bytes, kwargs: bytes
+    ) -> CallResult: ...
+
+    async def list_runs(
+        self,
+        limit: int,
+        workflow_id: WorkflowId | None = None,
+        status: str | None = None,
+        before: RunId | None = None,
+    ) -> list[dict[str, object]]: ...
+
+    async def describe_run(self, run_id: RunId) -> dict[str, object]: ...
+
+    async def cancel_run(self, run_id: RunId) -> str: ...
+
+    async def retry_run(self, run_id: RunId, once: Once | None = None) -> RunId: ...
+
+    async def delete_run(self, run_id: RunId) -> None: ...
+
+    async def delete_runs(self, workflow_id: WorkflowId, limit: int) -> int: ...
+
+    def follow(
+        self, run_id: RunId, workflow_id: WorkflowId | None, after: int
+    ) -> AsyncIterator[list[str]]:
+        """Messages of a run after `after`, as JSON texts in groups, until the last.
+
+        Raises RunNotFoundError before the first group.
+        """
+
+    async def task_result(self, run_id: RunId, task_id: TaskId) -> dict[str, object]: ...
+
+    async def value_json(self, run_id: RunId, task_id: TaskId, key: str) -> bytes: ...
+
+    async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str, start: int = 0) -> bytes:
+        """The part of an output's pickle from `start`: `VALUE_PART_BYTES`, or less at its end."""
+
+    async def connect_worker(
+        self, node_id: NodeId, node_ip: str, resources: Mapping[str, object]
+    ) -> None: ...
+
+    async def disconnect_worker(self, node_id: NodeId) -> None: ...
+
+    async def workers(self) -> list[dict[str, object]]: ...
+
+    async def head_port(self) -> int: ...
+
+    async def ready(self) -> None: ...
