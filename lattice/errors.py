@@ -61,8 +61,20 @@ class CycleError(InvalidRequestError):
         LatticeError.__init__(self, field, tuple(cycle))
         self.field = field
         self.cycle = tuple(cycle)
-        self.found = "a cycle " + " -> ".join(cycle)
+        self.found = "a cycle " + " -> ".join(_shortened(cycle))
         self.allowed = "the tasks of a workflow must form a graph without cycles"
+
+
+#: Most tasks of a cycle that a refusal names.
+_MOST_NAMED = 20
+
+
+def _shortened(cycle: Sequence[str]) -> Sequence[str]:
+    left_out = len(cycle) - _MOST_NAMED
+    if left_out <= 1:
+        return cycle
+    half = _MOST_NAMED // 2
+    return [*cycle[:half], f"({left_out} more)", *cycle[-half:]]
 
 
 class NotFoundError(LatticeError):

@@ -100,6 +100,16 @@ def test_a_reference_that_closes_a_cycle_is_refused_and_the_old_ones_stay() -> N
         made.add_edge(B, A)
 
 
+def test_a_long_cycle_is_told_in_few_words() -> None:
+    """Its beginning and its end; the error has all of it."""
+    cycle = [f"t{number}" for number in range(10_000)]
+    error = CycleError("edges", [*cycle, "t0"])
+    assert len(str(error)) < 400
+    assert "t8 -> t9 -> (9981 more) -> t9991" in str(error)
+    assert "t9999 -> t0;" in str(error)
+    assert error.cycle == (*cycle, "t0")
+
+
 def test_a_task_that_refers_to_itself_is_refused() -> None:
     """The shortest cycle."""
     made = workflow(A)
