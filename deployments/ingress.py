@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from deployments import engine_headers
 from deployments.orchestrator import Refusal
 from lattice.api.server import create_app
 from lattice.errors import UnavailableError
@@ -140,7 +141,7 @@ IngressDeployment = serve.deployment(
     name="ingress",
     # Every open WebSocket holds a slot; beyond the bound, requests would hang without an answer.
     max_ongoing_requests=10_000,
-    ray_actor_options={"num_cpus": 0},
+    ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": engine_headers.ENVIRONMENT}},
     health_check_period_s=1,
     graceful_shutdown_wait_loop_s=0.2,
     graceful_shutdown_timeout_s=10,

@@ -124,6 +124,26 @@ def _dumps(value: object) -> str:
     return "1" + "0" * 5000 if value == 10**5000 else json.dumps(value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X-Request-ID", b"\xe9"),
+        ("X-Session-ID", b"\xff\xfe"),
+        ("serve_multiplexed_model_id", b"\xe9"),
+        ("X-Request-Disconnect-Disabled", b"\xe9"),
+        ("X-Request-Timeout-Seconds", b"\xe9"),
+        ("X-Request-Timeout-Seconds", b"1e-9"),
+        ("X-Request-Timeout-Seconds", b"inf"),
+        ("X-Request-Timeout-Seconds", b"1e300"),
+    ],
+)
+def test_headers_of_the_engine_do_no_harm(rest: Rest, name: str, value: bytes) -> None:
+    """Those that the engine reads before the service does: not UTF-8, or meant to steer it."""
+    answer = rest.http.get("/runs/nobody", headers=[(name.encode(), value)])
+    assert answer.status_code == 404, answer.text
+    assert isinstance(answer.json()["detail"], str)
+
+
 def test_a_hostile_pickle_runs_only_where_tasks_run(rest: Rest, tmp_path: Any) -> None:
     """As code, as arguments and as a result: the process that unpickled it is never one of ours."""
     import base64
