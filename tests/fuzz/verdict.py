@@ -41,7 +41,9 @@ class Verdict:
             allowed = frozenset(self._documented[request.operation])
         called = _CALL.encode() in request.data.split(b"\r\n", 1)[0]
         if status == 503:
-            return "" if answer.headers.get("retry-after", "").isdecimal() else "no Retry-After"
+            if not answer.headers.get("retry-after", "").isdecimal():
+                return "no Retry-After"
+            return self._refusal_fault(request, answer, called)
         if status not in allowed and not (called and status in (500, 504)):
             return f"status {status} is not documented"
         if status == 101:
