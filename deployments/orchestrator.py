@@ -4,6 +4,8 @@ Serve restarts it when its process dies or its health check fails, and calls mad
 update can have two alive for a moment; the lease in the store lets only the newer one write.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +14,14 @@ from ray import serve
 
 from deployments.routing import new_dispatcher
 from lattice.assembly import build_orchestrator
-from lattice.errors import LatticeError
+from lattice.errors import LatticeError, StoreRefusedError, StoreUnavailableError
+from lattice.orchestrator import Orchestrator
 from lattice.settings import LatticeSettings
+
+_log = logging.getLogger(__name__)
+
+#: How long until a database that cannot be reached at the start is tried again, in seconds.
+_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +50,40 @@ class OrchestratorDeployment:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: LatticeSettings
     ) -> None:
-        self._orchestrator = build_orchestrator(settings, around=new_dispatcher)
-        await self._orchestrator.start_monitor()
+        self._settings = settings
+        #: The orchestrator, or why there is none yet: its database is away.
+        self._orchestrator: Orchestrator | StoreUnavailableError = await self._try_to_start()
+        self._starting: asyncio.Task[None] | None = None
+        if isinstance(self._orchestrator, StoreUnavailableError):
+            # A replica that failed to start would be tried again more and more rarely, and calls would wait.
+            self._starting = asyncio.create_task(self._keep_trying())
+
+    async def _try_to_start(self) -> Orchestrator | StoreUnavailableError:
+        try:
+            orchestrator = await asyncio.to_thread(
+                build_orchestrator, self._settings, around=new_dispatcher
+            )
+            try:
+                await orchestrator.start_monitor()
+            except BaseException:
+                await orchestrator.close()
+                raise
+        except StoreRefusedError:
+            raise
+        except StoreUnavailableError as error:
+            _log.warning("the database is away, trying again every %g s: %s", _PAUSE, error)
+            return error
+        return orchestrator
+
+    async def _keep_trying(self) -> None:
+        while isinstance(self._orchestrator, StoreUnavailableError):
+            await asyncio.sleep(_PAUSE)
+            self._orchestrator = await self._try_to_start()
 
     async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         """Calls a method of the orchestrator; an expected error comes back as a `Refusal`."""
+        if isinstance(self._orchestrator, StoreUnavailableError):
+            return Refusal(self._orchestrator)
         try:
             return await getattr(self._orchestrator, method)(*args, **kwargs)
         except LatticeError as error:
@@ -56,6 +93,9 @@ class OrchestratorDeployment:
         self, run_id: Any, workflow_id: Any, after: int
     ) -> AsyncIterator[list[str] | Refusal]:
         """Messages of a run in groups; an expected error comes as a last `Refusal`."""
+        if isinstance(self._orchestrator, StoreUnavailableError):
+            yield Refusal(self._orchestrator)
+            return
         try:
             async for group in self._orchestrator.follow(run_id, workflow_id, after):
                 yield group
@@ -64,9 +104,13 @@ class OrchestratorDeployment:
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises: it can make nothing durable any more."""
-        await self._orchestrator.ready()
+        if isinstance(self._orchestrator, Orchestrator):
+            await self._orchestrator.check_health()
 
     async def __del__(self) -> None:
         # Serve awaits this at shutdown. There is nothing to close where the constructor failed.
-        if hasattr(self, "_orchestrator"):
-            await self._orchestrator.close()
+        if (starting := getattr(self, "_starting", None)) is not None:
+            starting.cancel()
+            await asyncio.wait([starting])
+        if isinstance(orchestrator := getattr(self, "_orchestrator", None), Orchestrator):
+            await orchestrator.close()

@@ -208,12 +208,18 @@ class Orchestrator:
 
     async def ready(self) -> None:
         """Raises UnavailableError unless requests can be answered and made durable."""
+        await self.check_health()
+        self._parts.journal.check()
+
+    async def check_health(self) -> None:
+        """Raises UnavailableError once nothing can be made durable by this orchestrator ever again."""
         journal = self._parts.journal
         if journal.failure is not None:
             raise journal.failure
-        # Looks at the lease, so that one that was replaced learns of it although nobody asks it for
-        # anything. Not awaited: a database that is slow for a while is no reason to be replaced.
-        journal.append(())
+        if journal.outage is None:
+            # Looks at the lease, so that one that was replaced learns of it although nobody asks it for
+            # anything. Not awaited: a database that is slow for a while is no reason to be replaced.
+            journal.append(())
 
     # -- workflows ---------------------------------------------------------------------------
 
@@ -311,6 +317,7 @@ class Orchestrator:
     ) -> None:
         parts = self._parts
         workflow = await parts.catalogue.workflow(workflow_id)
+        parts.journal.check()
         try:
             writes = change(parts.catalogue, workflow)
         except LatticeError:
@@ -520,12 +527,14 @@ class Orchestrator:
         """Registers a node, which may be one that the engine does not have yet."""
         parts = self._parts
         parts.nodes.refresh(await self._dispatcher.nodes())
+        parts.journal.check()
         await parts.journal.append([parts.nodes.connect(node_id, node_ip, resources)])
 
     async def disconnect_worker(self, node_id: NodeId) -> None:
         """Places nothing new on a node. Raises WorkerNotFoundError."""
         parts = self._parts
         parts.nodes.refresh(await self._dispatcher.nodes())
+        parts.journal.check()
         await parts.journal.append([parts.nodes.disconnect(node_id)])
 
     async def workers(self) -> list[dict[str, object]]:

@@ -5,11 +5,13 @@ without waiting for the commit: the log of a run is ordered, so a crash in betwe
 that nobody has seen finish, and nothing else. A run leaves memory when its last message is durable.
 
 When nothing more can be made durable, nothing more is run: the next orchestrator goes on with every
-run from its log, and whatever this one would still begin would be done twice.
+run from its log, and whatever this one would still begin would be done twice. While the database is
+away, what runs goes on, and what would begin waits: else a crash meanwhile would repeat ever more work.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -216,8 +218,10 @@ class Runs:
             match command:
                 case Publish(message):
                     live.disarm(message.task_id)
-                case Execute():
+                case Execute() if self._journal.outage is None:
                     self._dispatcher.submit(self._job(run, command))
+                case Execute():
+                    self._journal.append((), functools.partial(self._execute, live, command))
                 case Cancel(task_id, attempt):
                     self._dispatcher.cancel(run_id, task_id, attempt)
                 case ArmTimer():
@@ -226,6 +230,13 @@ class Runs:
                     self._arm_deadline(live, delay)
                 case Release(task_id):
                     self._dispatcher.release(run_id, task_id)
+
+    def _execute(self, live: _Live, command: Execute) -> None:
+        """Hands over what had to wait, unless it has been cancelled meanwhile."""
+        progress = live.run.tasks[command.task_id]
+        waits = progress.state is TaskState.QUEUED and progress.attempt == command.attempt
+        if waits and self._live.get(live.run.run_id) is live:
+            self._dispatcher.submit(self._job(live.run, command))
 
     def _tell(self, live: _Live, commands: Sequence[Command]) -> None:
         """Appends what is to be told to the journal, and publishes it once it is durable."""

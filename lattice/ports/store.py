@@ -190,11 +190,15 @@ class Store(Removable, Protocol):
     def acquire_lease(self) -> int:
         """Takes the lease from whoever held it; returns its number, larger than all before it."""
 
-    def commit(self, lease: int, writes: Sequence[Write]) -> None:
+    def commit(self, lease: int, writes: Sequence[Write], number: int | None = None) -> None:
         """Makes all of `writes` durable, in their order, or none of them.
+
+        Whoever does not learn whether a commit took effect may ask for it again under the same `number`:
+        under one lease, a number that is not above the last one has been committed, and nothing is done.
 
         Raises:
             LeaseLostError: a larger lease was acquired; nothing was written.
+            StoreRefusedError: it cannot be done, now or later; nothing was written.
         """
 
     def load_workflow(self, workflow_id: WorkflowId) -> WorkflowRecord | None:

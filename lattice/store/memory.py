@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import assert_never
 
-from lattice.errors import LeaseLostError, StoreUnavailableError
+from lattice.errors import LeaseLostError, StoreRefusedError
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
 from lattice.ports.removal import (
     DeleteMessages,
@@ -70,6 +70,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lease = 0
+        self._committed = 0
         self._workflows: dict[WorkflowId, float] = {}
         self._drafts: dict[WorkflowId, _Draft] = {}
         self._blobs: dict[Digest, bytes] = {}
@@ -86,17 +87,22 @@ class MemoryStore:
         """Takes the lease; returns its number."""
         with self._lock:
             self._lease += 1
+            self._committed = 0
             return self._lease
 
-    def commit(self, lease: int, writes: Sequence[Write]) -> None:
+    def commit(self, lease: int, writes: Sequence[Write], number: int | None = None) -> None:
         """Applies all of `writes` or, where one of them is refused or the lease is lost, none."""
         with self._lock:
             if lease != self._lease or not self._lease:
                 raise LeaseLostError(lease, self._lease)
+            if number is not None and number <= self._committed:
+                return
             # What may be refused is looked for first, so that nothing ever has to be undone.
             self._refuse_defects(writes)
             for write in writes:
                 self._apply(write)
+            if number is not None:
+                self._committed = number
 
     def load_workflow(self, workflow_id: WorkflowId) -> WorkflowRecord | None:
         """A workflow with its tasks and explicit edges, or None."""
@@ -259,20 +265,20 @@ class MemoryStore:
             match write:
                 case PutWorkflow(workflow_id=workflow_id):
                     if workflow_id in self._workflows or workflow_id in workflows:
-                        raise StoreUnavailableError(f"store: workflow {workflow_id} exists")
+                        raise StoreRefusedError(f"store: workflow {workflow_id} exists")
                     workflows.add(workflow_id)
                 case PutRun(run_id=run_id):
                     if run_id in self._runs or run_id in runs:
-                        raise StoreUnavailableError(f"store: run {run_id} exists")
+                        raise StoreRefusedError(f"store: run {run_id} exists")
                     runs.add(run_id)
                 case FinishRun(run_id=run_id):
                     if run_id not in self._runs and run_id not in runs:
-                        raise StoreUnavailableError(f"store: run {run_id} does not exist")
+                        raise StoreRefusedError(f"store: run {run_id} does not exist")
                 case AppendMessage(task_id=None, values=values) if values:
-                    raise StoreUnavailableError("store: values that are no task's")
+                    raise StoreRefusedError("store: values that are no task's")
                 case AppendMessage(run_id=run_id, seq=seq):
                     if self._has_message(run_id, seq) or (run_id, seq) in messages:
-                        raise StoreUnavailableError(f"store: message {seq} of run {run_id} exists")
+                        raise StoreRefusedError(f"store: message {seq} of run {run_id} exists")
                     messages.add((run_id, seq))
 
     def _has_message(self, run_id: RunId, seq: int) -> bool:

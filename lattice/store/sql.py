@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Engine, Row, Select, select, tuple_
 from sqlalchemy.exc import DataError
 
-from lattice.errors import LeaseLostError, StoreUnavailableError
+from lattice.errors import LeaseLostError, StoreRefusedError
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
 from lattice.ports.removal import DropNote, Leftovers, StoredOutput
 from lattice.ports.store import ReplyRecord, RunRecord, WorkflowRecord, Write
@@ -75,23 +75,28 @@ class SqlStore:
         with self._writing, refusals_as_unavailable(), self._writer.begin() as connection:
             return int(connection.execute(self._statements.acquire_lease).scalar_one())
 
-    def commit(self, lease: int, writes: Sequence[Write]) -> None:
+    def commit(self, lease: int, writes: Sequence[Write], number: int | None = None) -> None:
         """Makes all of `writes` durable or none; see `WriteStatements.plan` for how.
 
         Raises:
             LeaseLostError: a larger lease was acquired.
-            StoreUnavailableError: the database cannot be reached or refuses one of `writes`, such as a
-                message or a run that exists already, or the end of a run that does not.
+            StoreUnavailableError: the database cannot be reached, or the answer was lost.
+            StoreRefusedError: it refuses one of `writes`, such as a message or a run that exists already,
+                or the end of a run that does not.
         """
         plan = self._statements.plan(writes)
         with self._writing, refusals_as_unavailable(), self._writer.begin() as connection:
-            current = connection.execute(self._statements.lock_lease).scalar_one_or_none()
-            if current != lease:
-                raise LeaseLostError(lease, current or 0)
+            current = connection.execute(self._statements.lock_lease).one_or_none()
+            if current is None or current.number != lease:
+                raise LeaseLostError(lease, current.number if current else 0)
+            if number is not None:
+                if number <= current.committed:
+                    return
+                connection.execute(self._statements.note_commit, {"of_commit": number})
             for statement, rows in plan:
                 result = connection.execute(statement, rows)
                 if statement is self._statements.finish_run and result.rowcount != len(rows):
-                    raise StoreUnavailableError(
+                    raise StoreRefusedError(
                         f"store: of {len(rows)} runs to finish only {result.rowcount} exist"
                     )
 

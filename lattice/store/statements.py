@@ -41,13 +41,15 @@ class WriteStatements:
             _insert(dialect, tables.lease)
             .values(id=1, number=1)
             .on_conflict_do_update(
-                index_elements=["id"], set_={"number": tables.lease.c.number + 1}
+                index_elements=["id"], set_={"number": tables.lease.c.number + 1, "committed": 0}
             )
             .returning(tables.lease.c.number)
         )
-        #: The lease's number, which nobody else can change until the transaction ends. SQLite knows no
+        #: The lease's row, which nobody else can change until the transaction ends. SQLite knows no
         #: FOR UPDATE; there the transaction has locked the whole database: `database.for_writing`.
-        self.lock_lease = select(tables.lease.c.number).with_for_update()
+        self.lock_lease = select(tables.lease.c.number, tables.lease.c.committed).with_for_update()
+        #: Notes the number of the commit that is made.
+        self.note_commit = update(tables.lease).values(committed=bindparam("of_commit"))
         self.put_workflow = tables.workflows.insert()
         #: A new task comes last, a changed one stays where it is.
         self.put_task = _upsert(

@@ -37,12 +37,13 @@ metadata = MetaData(
 #: Numbers that the database gives in the order of insertion. SQLite does so for INTEGER keys only.
 _Position = BigInteger().with_variant(Integer(), "sqlite")
 
-#: One row: the number of the lease that may write.
+#: One row: the number of the lease that may write, and of the last commit that was numbered under it.
 lease = Table(
     "lease",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("number", BigInteger, nullable=False),
+    Column("committed", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("id = 1", name="single_row"),
 )
 
