@@ -47,7 +47,10 @@ _ENGINE_ERRORS = (ray.exceptions.RayError, RayServeException)
 
 
 class RemoteOrchestrator:
-    """Implements `lattice.ports.service.OrchestratorService` by calls to the orchestrator's deployment."""
+    """Implements `lattice.ports.service.OrchestratorService` by calls to the orchestrator's deployment.
+
+    The metrics of all processes come together there, too: `lattice.api.dependencies.Exposition`.
+    """
 
     def __init__(self, handle: DeploymentHandle[Any], call_timeout: float) -> None:
         self._handle = handle
@@ -91,6 +94,15 @@ class RemoteOrchestrator:
             raise answer.error
         return answer
 
+    async def publish(self, process: str, text: bytes) -> bytes:
+        """Metrics of all processes. Raises UnavailableError when the orchestrator is not there."""
+        try:
+            return cast(bytes, await self._handle.publish_metrics.remote(process, text))
+        except ray.exceptions.RayTaskError:
+            raise
+        except _ENGINE_ERRORS as error:
+            raise _unavailable(error) from error
+
     async def follow(
         self, run_id: RunId, workflow_id: WorkflowId | None, after: int
     ) -> AsyncIterator[list[str]]:
@@ -126,12 +138,15 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         service = RemoteOrchestrator(self._orchestrator, self._settings.call_timeout)
+        replica = serve.get_replica_context().replica_id.unique_id
         app: FastAPI = create_app(
             metrics_enabled=self._settings.metrics_enabled,
             metrics_exporter=self._settings.metrics_exporter,
             metrics_endpoint=self._settings.metrics_endpoint,
             orchestrator=cast(OrchestratorService, service),
             settings=self._settings,
+            exposition=service,
+            process=f"ingress-{replica}",
         )
         return app
 

@@ -15,7 +15,11 @@ from ray import serve
 from deployments.routing import new_dispatcher
 from lattice.assembly import build_orchestrator
 from lattice.errors import LatticeError, StoreRefusedError, StoreUnavailableError
+from lattice.observability.exposition import Published, merge
+from lattice.observability.metrics import Metrics
+from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
 from lattice.orchestrator import Orchestrator
+from lattice.ports.environment import Telemetry
 from lattice.settings import LatticeSettings
 
 _log = logging.getLogger(__name__)
@@ -51,6 +55,14 @@ class OrchestratorDeployment:
         self, settings: LatticeSettings
     ) -> None:
         self._settings = settings
+        self._metrics: Metrics | None = None
+        self._telemetry: Telemetry = NoTelemetry()
+        if settings.metrics_enabled:
+            self._metrics = Metrics(
+                settings.metrics_exporter, settings.metrics_endpoint, "orchestrator"
+            )
+            self._telemetry = MeterTelemetry(self._metrics.meter)
+        self._published = Published()
         #: The orchestrator, or why there is none yet: its database is away.
         self._orchestrator: Orchestrator | StoreUnavailableError = await self._try_to_start()
         self._starting: asyncio.Task[None] | None = None
@@ -61,7 +73,10 @@ class OrchestratorDeployment:
     async def _try_to_start(self) -> Orchestrator | StoreUnavailableError:
         try:
             orchestrator = await asyncio.to_thread(
-                build_orchestrator, self._settings, around=new_dispatcher
+                build_orchestrator,
+                self._settings,
+                telemetry=self._telemetry,
+                around=new_dispatcher,
             )
             try:
                 await orchestrator.start_monitor()
@@ -102,6 +117,14 @@ class OrchestratorDeployment:
         except LatticeError as error:
             yield Refusal(error)
 
+    async def publish_metrics(self, process: str, text: bytes) -> bytes:
+        """Notes the metrics of another process; those of all, in Prometheus' text format."""
+        texts = self._published.note(process, text)
+        if self._metrics is not None and (own := self._metrics.render()) is not None:
+            texts[self._metrics.process] = own
+        # Thousands of lines are no work for the event loop.
+        return await asyncio.to_thread(merge, texts)
+
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises: it can make nothing durable any more."""
         if isinstance(self._orchestrator, Orchestrator):
@@ -114,3 +137,6 @@ class OrchestratorDeployment:
             await asyncio.wait([starting])
         if isinstance(orchestrator := getattr(self, "_orchestrator", None), Orchestrator):
             await orchestrator.close()
+        if (metrics := getattr(self, "_metrics", None)) is not None:
+            # A last export may wait for the network.
+            await asyncio.to_thread(metrics.shutdown)

@@ -31,7 +31,7 @@ from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import Room, shortage
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports.execution import Definition, Job, Report
+from lattice.ports.execution import Definition, Job, Load, Report
 from lattice.workflow.events import (
     ErrorInfo,
     TaskFailed,
@@ -105,6 +105,12 @@ class ReplicaDispatcher:
         """Starts a replica before there is a job; returns at once."""
         if not self._closed:
             self._fleet.warm(self._fleet.find(definition))
+
+    def load(self) -> Load:
+        """Jobs that wait here and those in calls, and what the fleet has. May be called from any thread."""
+        engaged = sum(len(group.open) for group in [*self._groups])
+        waiting = max(0, len(self._attempts) - engaged)
+        return Load(waiting, engaged, self._fleet.replicas, self._fleet.definitions)
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""

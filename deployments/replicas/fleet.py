@@ -132,6 +132,16 @@ class Fleet:
         """How many of the places are taken, for people."""
         return f"{len(self._deployed()) + len(self._leftovers)} of {self._max_applications}"
 
+    @property
+    def replicas(self) -> int:
+        """Replicas that take calls, as of the last look."""
+        return sum(each.ready for each in [*self._applications.values()])
+
+    @property
+    def definitions(self) -> int:
+        """Definitions that are deployed."""
+        return sum(each.handle is not None for each in [*self._applications.values()])
+
     def find(self, definition: Definition) -> Application:
         """The application of a definition, which need not exist in Serve yet."""
         name = identity.application_name(definition, self._scope)

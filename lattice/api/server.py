@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from lattice.api import errors
 from lattice.api.dependencies import Holder, use_holder
+from lattice.api.exposition import Exposition, publishing
 from lattice.api.guard import GuardMiddleware
 from lattice.api.limits import BodyLimitMiddleware
 from lattice.api.routes import health, langgraph, runs, worker, workflow
@@ -103,6 +104,8 @@ def create_app(
     *,
     orchestrator: OrchestratorService | None = None,
     settings: LatticeSettings | None = None,
+    exposition: Exposition | None = None,
+    process: str = "lattice",
 ) -> FastAPI:
     """Makes and configures the app.
 
@@ -114,18 +117,21 @@ def create_app(
         orchestrator: who answers; None makes one in this process.
         settings: None makes them from the environment. They decide wherever one of the arguments above
             is left at its default.
+        exposition: brings the metrics of other processes along.
+        process: tells the metrics of this process from theirs.
 
     Raises:
         InvalidRequestError: an unknown exporter or an endpoint that is not a URL.
     """
     settings = settings or LatticeSettings()
-    holder = Holder(orchestrator=orchestrator)
+    holder = Holder(orchestrator=orchestrator, exposition=exposition)
     if metrics_enabled and settings.metrics_enabled:
         holder.metrics = Metrics(
             metrics_exporter
             if metrics_exporter != _DEFAULT_EXPORTER
             else settings.metrics_exporter,
             metrics_endpoint or settings.metrics_endpoint,
+            process,
         )
     owner = None
     if orchestrator is None:
@@ -154,7 +160,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             await startup_event()
-            yield
+            async with publishing(holder.metrics, holder.exposition):
+                yield
         finally:
             await shutdown_event()
 

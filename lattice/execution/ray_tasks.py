@@ -34,7 +34,7 @@ from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Report
+from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Load, Report
 from lattice.workflow.events import (
     ErrorInfo,
     TaskFailed,
@@ -138,6 +138,11 @@ class RayTaskDispatcher:
         self._node_watch = asyncio.ensure_future(self._watch_nodes())
 
     # -- attempts ------------------------------------------------------------------------------
+
+    def load(self) -> Load:
+        """Attempts that wait here and those that Ray has. May be called from any thread."""
+        engaged = len(self._in_flight)
+        return Load(waiting=max(0, len(self._attempts) - engaged), engaged=engaged)
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""

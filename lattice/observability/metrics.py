@@ -44,16 +44,23 @@ class Metrics:
         exporter: `prometheus` (they wait to be rendered), `otlp` (gRPC), `otlp_http` or `console`.
         endpoint: URL for the two OTLP exporters; None for what OpenTelemetry's own environment
             variables say, else this machine. For `otlp_http`, a URL without a path gets `/v1/metrics`.
+        process: tells these metrics from those of the service's other processes.
 
     Raises:
         InvalidRequestError: an unknown exporter, or an endpoint that is not a URL.
     """
 
-    def __init__(self, exporter: str = "prometheus", endpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        exporter: str = "prometheus",
+        endpoint: str | None = None,
+        process: str = "lattice",
+    ) -> None:
+        self.process = process
         self._registry: CollectorRegistry | None = None
         self._provider = MeterProvider(
             metric_readers=[self._reader(exporter, endpoint)],
-            resource=Resource.create({"service.name": "lattice"}),
+            resource=Resource.create({"service.name": "lattice", "service.instance.id": process}),
             shutdown_on_exit=False,
         )
         self.meter: Meter = self._provider.get_meter("lattice")

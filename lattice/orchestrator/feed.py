@@ -59,6 +59,8 @@ class Feed:
         self._store = store
         self._live: dict[RunId, _Live] = {}
         self._failure: LatticeError | None = None
+        #: How many follow a run just now.
+        self.followers = 0
 
     def fail(self, error: LatticeError) -> None:
         """Nothing more will become durable: whoever waits for the next message is told."""
@@ -84,6 +86,14 @@ class Feed:
         Raises:
             RunNotFoundError: it was deleted meanwhile.
         """
+        self.followers += 1
+        try:
+            async for group in self._follow(run_id, after):
+                yield group
+        finally:
+            self.followers -= 1
+
+    async def _follow(self, run_id: RunId, after: int) -> AsyncIterator[list[str]]:
         while True:
             live = self._live.get(run_id)
             if live is not None and after >= live.seq:

@@ -160,6 +160,7 @@ class Journal:
             except StoreUnavailableError as error:
                 if isinstance(error, StoreRefusedError) or self._closing:
                     raise
+                self._telemetry.commit_failed()
                 self._suspend(error)
             finally:
                 timer.cancel()

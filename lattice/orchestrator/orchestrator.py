@@ -7,6 +7,7 @@ by the journal, and only then is answered. What each part does is said in its ow
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from lattice.orchestrator.recovery import rebuild
 from lattice.orchestrator.replies import Effect, Replies
 from lattice.orchestrator.runs import Runs
 from lattice.orchestrator.starts import Starts
-from lattice.ports.environment import Clock, IdSource, Telemetry
+from lattice.ports.environment import Clock, Gauges, IdSource, Telemetry
 from lattice.ports.execution import Call, CallResult, Dispatcher
 from lattice.ports.service import Once, TaskUpload
 from lattice.ports.store import Store, ValueStorage, Write
@@ -166,6 +167,21 @@ class Orchestrator:
         )
         if self._retention is not None:
             self._started.housekeeping.start()
+        self._telemetry.watch(functools.partial(self._gauges, journal, feed, runs))
+
+    def _gauges(self, journal: Journal, feed: Feed, runs: Runs) -> Gauges:
+        active, tasks = runs.active
+        load = self._dispatcher.load()
+        return Gauges(
+            runs=active,
+            tasks=tasks,
+            waiting=load.waiting,
+            engaged=load.engaged,
+            replicas=load.replicas,
+            definitions=load.definitions,
+            streams=feed.followers,
+            available=journal.failure is None and journal.outage is None,
+        )
 
     async def _resume(self, runs: Runs) -> None:
         records = await asyncio.to_thread(self._store.unfinished_runs)

@@ -14,8 +14,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from lattice.errors import (
     InvalidTransitionError,
@@ -50,6 +51,7 @@ from lattice.workflow.events import (
     RunRequested,
     TaskFailed,
     TaskLost,
+    TaskStarted,
     TaskSucceeded,
     TimerFired,
 )
@@ -114,6 +116,11 @@ class Runs:
         self._live: dict[RunId, _Live] = {}
         self._stopped = False
 
+    @property
+    def active(self) -> tuple[int, int]:
+        """How many runs and how many of their tasks have not ended."""
+        return len(self._live), self._unfinished
+
     def live(self, run_id: RunId) -> Run | None:
         """A run that has not ended, or whose end is not durable yet."""
         found = self._live.get(run_id)
@@ -166,11 +173,23 @@ class Runs:
 
     def report(self, run_id: RunId, report: Report) -> None:
         """The dispatcher's word on an attempt. Words on runs that have ended are late and ignored."""
-        if isinstance(report, TaskSucceeded | TaskFailed | TaskLost) and run_id in self._live:
-            placement = None if isinstance(report, TaskLost) else report.placement
-            ran = report.at - placement.at if placement else 0.0
-            self._telemetry.task_finished(_OUTCOMES[type(report)], ran)
+        live = self._live.get(run_id)
+        progress = None if live is None else live.run.tasks.get(report.task_id)
+        news = progress is not None and progress.attempt == report.attempt
         self._step(run_id, self._renamed(report))
+        if live is not None and news and not isinstance(report, TaskStarted):
+            self._count(live.run, report)
+
+    def _count(self, run: Run, end: TaskSucceeded | TaskFailed | TaskLost) -> None:
+        """Counts the end of an attempt, which the machine has heard of."""
+        placement = None if isinstance(end, TaskLost) else end.placement
+        timing = {**cast("Mapping[str, float]", run.tasks[end.task_id].timing or {})}
+        if placement is not None:
+            timing["running"] = end.at - placement.at
+            if placement.batch_size is not None:
+                self._telemetry.call_began(placement.batch_size)
+        name = run.graph.tasks[end.task_id].name
+        self._telemetry.attempt_ended(name, _OUTCOMES[type(end)], timing)
 
     def stop(self) -> None:
         """Ends what runs, for the next orchestrator to run it again. Later events change nothing."""
@@ -187,7 +206,6 @@ class Runs:
             return
         self._live[run.run_id] = _Live(run, created)
         self._feed.open(run.run_id, run.last_seq)
-        self._telemetry.run_started()
 
     def _renamed(self, report: Report) -> Report:
         """The report with the node under the id by which users know it."""

@@ -99,6 +99,16 @@ class EngineNode:
     memory: float
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Attempts that wait here and that the engine has; replicas that take calls; deployed definitions."""
+
+    waiting: int = 0
+    engaged: int = 0
+    replicas: int = 0
+    definitions: int = 0
+
+
 Report = TaskStarted | TaskSucceeded | TaskFailed | TaskLost
 
 
@@ -120,6 +130,9 @@ class Dispatcher(Protocol):
 
     async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> Mapping[TaskId, str]:
         """What those of a run's attempts wait for that have been submitted and not begun, for people."""
+
+    def load(self) -> Load:
+        """How much there is to do. May be called from any thread."""
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""
