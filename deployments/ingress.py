@@ -17,6 +17,7 @@ from deployments.orchestrator import Refusal
 from lattice.api.server import create_app
 from lattice.errors import UnavailableError
 from lattice.ids import RunId, WorkflowId
+from lattice.observability.traces import current
 from lattice.ports.service import Once, OrchestratorService
 from lattice.settings import LatticeSettings
 
@@ -69,13 +70,14 @@ class RemoteOrchestrator:
         self, method: str, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
         seconds = _CALL_SECONDS
+        trace = current()
         if method == "run_langgraph_task":
             seconds += self._call_timeout
         try:
             async with asyncio.timeout(seconds):
                 while True:
                     try:
-                        answer = await self._handle.call.remote(method, args, kwargs)
+                        answer = await self._handle.call.remote(method, args, kwargs, trace)
                     except ray.exceptions.RayTaskError:
                         raise  # a defect in the orchestrator, which would only come again
                     except _ENGINE_ERRORS as error:

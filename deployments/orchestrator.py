@@ -18,6 +18,7 @@ from lattice.errors import LatticeError, StoreRefusedError, StoreUnavailableErro
 from lattice.observability.exposition import Published, merge
 from lattice.observability.metrics import Metrics
 from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
+from lattice.observability.traces import tracer_of, within
 from lattice.orchestrator import Orchestrator
 from lattice.ports.environment import Telemetry
 from lattice.settings import LatticeSettings
@@ -62,6 +63,12 @@ class OrchestratorDeployment:
                 settings.metrics_exporter, settings.metrics_endpoint, "orchestrator"
             )
             self._telemetry = MeterTelemetry(self._metrics.meter)
+        self._tracer = tracer_of(
+            settings.traces_exporter,
+            settings.traces_endpoint,
+            "orchestrator",
+            settings.traces_sample_ratio,
+        )
         self._published = Published()
         #: The orchestrator, or why there is none yet: its database is away.
         self._orchestrator: Orchestrator | StoreUnavailableError = await self._try_to_start()
@@ -76,6 +83,7 @@ class OrchestratorDeployment:
                 build_orchestrator,
                 self._settings,
                 telemetry=self._telemetry,
+                traces=self._tracer,
                 around=new_dispatcher,
             )
             try:
@@ -95,12 +103,18 @@ class OrchestratorDeployment:
             await asyncio.sleep(_PAUSE)
             self._orchestrator = await self._try_to_start()
 
-    async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        """Calls a method of the orchestrator; an expected error comes back as a `Refusal`."""
+    async def call(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], trace: str | None
+    ) -> object:
+        """Calls a method of the orchestrator; an expected error comes back as a `Refusal`.
+
+        `trace` is the trace context of the request.
+        """
         if isinstance(self._orchestrator, StoreUnavailableError):
             return Refusal(self._orchestrator)
         try:
-            return await getattr(self._orchestrator, method)(*args, **kwargs)
+            with within(trace):
+                return await getattr(self._orchestrator, method)(*args, **kwargs)
         except LatticeError as error:
             return Refusal(error)
 
@@ -140,3 +154,5 @@ class OrchestratorDeployment:
         if (metrics := getattr(self, "_metrics", None)) is not None:
             # A last export may wait for the network.
             await asyncio.to_thread(metrics.shutdown)
+        if (tracer := getattr(self, "_tracer", None)) is not None:
+            await asyncio.to_thread(tracer.shutdown)

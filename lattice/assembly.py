@@ -17,6 +17,7 @@ from lattice.observability.telemetry import NoTelemetry
 from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention
 from lattice.ports.environment import Telemetry
 from lattice.ports.execution import Dispatcher
+from lattice.ports.tracing import Traces
 from lattice.settings import LatticeSettings
 from lattice.store import open_store
 from lattice.workflow.retry import RetryPolicy
@@ -47,6 +48,7 @@ def build_orchestrator(
     *,
     ray_head_port: int | None = None,
     telemetry: Telemetry | None = None,
+    traces: Traces | None = None,
     around: Callable[[LatticeSettings, RayTaskDispatcher], Dispatcher] | None = None,
 ) -> Orchestrator:
     """An orchestrator that runs tasks as Ray tasks, not started yet.
@@ -74,6 +76,7 @@ def build_orchestrator(
         clock=SystemClock(),
         ids=RandomIds(),
         telemetry=telemetry or NoTelemetry(),
+        traces=traces,
         warm_up=settings.replica_warm_up,
         limits=Limits(
             max_tasks_per_workflow=settings.max_tasks_per_workflow,

@@ -150,6 +150,21 @@ class LatticeSettings(BaseModel):
         default=None, description="Where `otlp` and `otlp_http` send metrics, as a URL."
     )
 
+    traces_exporter: str = Field(
+        default="none",
+        description="Where traces go: `none`, `otlp` (gRPC), `otlp_http` or `console`.",
+    )
+    traces_endpoint: str | None = Field(
+        default=None, description="Where `otlp` and `otlp_http` send traces, as a URL."
+    )
+    traces_sample_ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Which part of the requests is traced that come without a trace; those that come with "
+        "one are traced if it says so.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_environment(cls, given: dict[str, object]) -> dict[str, object]:

@@ -25,8 +25,10 @@ from lattice.api.signals import SignalHandlers
 from lattice.errors import OrchestratorNotInitializedError
 from lattice.observability.metrics import Metrics, MetricsMiddleware, shutdown_metrics
 from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
+from lattice.observability.traces import TracingMiddleware, tracer_of
 from lattice.ports.environment import Telemetry
 from lattice.ports.service import OrchestratorService
+from lattice.ports.tracing import Traces
 from lattice.settings import LatticeSettings
 
 __all__ = ["OrchestratorManager", "create_app", "shutdown_metrics"]
@@ -51,13 +53,19 @@ class OwnedOrchestrator(OrchestratorService, Protocol):
 
 
 def _build(
-    settings: LatticeSettings | None, ray_head_port: int, telemetry: Telemetry | None
+    settings: LatticeSettings | None,
+    ray_head_port: int,
+    telemetry: Telemetry | None,
+    traces: Traces | None,
 ) -> OwnedOrchestrator:
     # Imported only where the orchestrator runs in this process: it brings the engine along.
     from lattice.assembly import build_orchestrator
 
     return build_orchestrator(
-        settings or LatticeSettings(), ray_head_port=ray_head_port, telemetry=telemetry
+        settings or LatticeSettings(),
+        ray_head_port=ray_head_port,
+        telemetry=telemetry,
+        traces=traces,
     )
 
 
@@ -73,10 +81,11 @@ class OrchestratorManager:
         *,
         settings: LatticeSettings | None = None,
         telemetry: Telemetry | None = None,
+        traces: Traces | None = None,
     ) -> OwnedOrchestrator:
         """The orchestrator, made and initialised now if there is none."""
         if cls._instance is None:
-            orchestrator = _build(settings, ray_head_port, telemetry)
+            orchestrator = _build(settings, ray_head_port, telemetry, traces)
             orchestrator.initialize()
             cls._instance = orchestrator
         return cls._instance
@@ -133,10 +142,19 @@ def create_app(
             metrics_endpoint or settings.metrics_endpoint,
             process,
         )
+    tracer = tracer_of(
+        settings.traces_exporter,
+        settings.traces_endpoint,
+        process,
+        settings.traces_sample_ratio,
+    )
     owner = None
     if orchestrator is None:
         made = OrchestratorManager.initialize(
-            ray_head_port, settings=settings, telemetry=_telemetry(holder.metrics)
+            ray_head_port,
+            settings=settings,
+            telemetry=_telemetry(holder.metrics),
+            traces=tracer,
         )
         holder.orchestrator = made
         owner = _Owner(made, holder)
@@ -155,6 +173,8 @@ def create_app(
             if holder.metrics is not None:
                 # A last export may wait for the network.
                 await asyncio.to_thread(holder.metrics.shutdown)
+            if tracer is not None:
+                await asyncio.to_thread(tracer.shutdown)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -188,6 +208,8 @@ def create_app(
     )
     if holder.metrics is not None:
         app.add_middleware(MetricsMiddleware, meter=holder.metrics.meter)
+    if tracer is not None:
+        app.add_middleware(TracingMiddleware, tracer=tracer)
     return app
 
 

@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import Meter
@@ -26,6 +25,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
 
 from lattice.errors import InvalidRequestError
+from lattice.observability.endpoints import endpoint_of
 
 #: The media type of `Metrics.render`.
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -97,24 +97,18 @@ def shutdown_metrics() -> None:
 
 def _otlp_exporter(exporter: str, endpoint: str | None) -> MetricExporter:
     """One of the OTLP exporters. They are imported only where used: the first brings gRPC along."""
-    url = urlsplit(endpoint or "http://localhost")
-    if url.scheme not in ("http", "https") or not url.netloc:
-        raise InvalidRequestError(
-            "metrics_endpoint", repr(endpoint), "an http:// or https:// URL is allowed"
-        )
+    url = endpoint_of("metrics_endpoint", endpoint, exporter, "/v1/metrics")
     if exporter == "otlp":
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
             OTLPMetricExporter as GrpcExporter,
         )
 
-        return GrpcExporter(endpoint=endpoint)
+        return GrpcExporter(endpoint=url)
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
         OTLPMetricExporter as HttpExporter,
     )
 
-    if endpoint is not None and url.path in ("", "/"):
-        endpoint = url._replace(path="/v1/metrics").geturl()
-    return HttpExporter(endpoint=endpoint)
+    return HttpExporter(endpoint=url)
 
 
 # -- HTTP --------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from lattice.ports.environment import Clock, Gauges, IdSource, Telemetry
 from lattice.ports.execution import Call, CallResult, Dispatcher
 from lattice.ports.service import Once, TaskUpload
 from lattice.ports.store import Store, ValueStorage, Write
+from lattice.ports.tracing import Traces
 from lattice.workflow import checks
 from lattice.workflow.graph import Workflow
 from lattice.workflow.placement import check as check_placement
@@ -80,6 +81,7 @@ class Orchestrator:
         defaults: Defaults | None = None,
         retention: Retention | None = None,
         *,
+        traces: Traces | None = None,
         warm_up: bool = False,
     ) -> None:
         self._defaults = defaults or Defaults()
@@ -90,6 +92,7 @@ class Orchestrator:
         self._clock = clock
         self._ids = ids
         self._telemetry = telemetry
+        self._traces = traces
         self._limits = limits
         self._warm_up = warm_up
         self._lease: int | None = None
@@ -119,7 +122,14 @@ class Orchestrator:
 
         journal = Journal(self._store, self._lease, self._clock, self._telemetry, fail)
         runs = Runs(
-            journal, feed, self._dispatcher, nodes, self._clock, self._telemetry, self._limits
+            journal,
+            feed,
+            self._dispatcher,
+            nodes,
+            self._clock,
+            self._telemetry,
+            self._limits,
+            self._traces,
         )
         try:
             await self._dispatcher.start(runs.report, self._load_code)
@@ -160,6 +170,7 @@ class Orchestrator:
                 self._ids,
                 self._check_placement,
                 self._defaults.deadline,
+                self._traces,
             ),
             Housekeeping(
                 self._store, self._storage, journal, self._clock, self._retention or Retention()
@@ -194,7 +205,7 @@ class Orchestrator:
                 # One run that cannot be read must not keep the others from going on.
                 _log.exception("run %s cannot be read and does not go on", record.run_id)
                 continue
-            runs.resume(run, record.created)
+            runs.resume(run, record.created, record.trace)
         if records:
             _log.info("went on with %d unfinished runs", len(records))
 

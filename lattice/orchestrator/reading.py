@@ -19,6 +19,7 @@ from lattice.ports.environment import Clock
 from lattice.ports.execution import Dispatcher
 from lattice.ports.service import VALUE_PART_BYTES
 from lattice.ports.store import RunRecord, Store, ValueStorage
+from lattice.ports.tracing import trace_id
 from lattice.workflow.events import Value
 from lattice.workflow.messages import iso_time
 from lattice.workflow.run import Run
@@ -151,6 +152,7 @@ def _summary(record: RunRecord) -> dict[str, object]:
         "finished": None if record.finished is None else iso_time(record.finished),
         "deadline": None if record.deadline is None else iso_time(record.deadline),
         "retry_of": record.retry_of,
+        "trace_id": None if record.trace is None else trace_id(record.trace),
     }
 
 

@@ -32,6 +32,7 @@ from lattice.orchestrator.policies import Limits
 from lattice.ports.environment import Clock, Telemetry
 from lattice.ports.execution import Argument, Dispatcher, Job, Report
 from lattice.ports.store import AppendMessage, FinishRun, Write
+from lattice.ports.tracing import Traces, attempt_context
 from lattice.workflow.commands import (
     ArmDeadline,
     ArmTimer,
@@ -56,7 +57,7 @@ from lattice.workflow.events import (
     TimerFired,
 )
 from lattice.workflow.graph import Binding
-from lattice.workflow.messages import Message
+from lattice.workflow.messages import Message, MessageType
 from lattice.workflow.run import Run
 from lattice.workflow.states import TaskState
 
@@ -66,18 +67,22 @@ _log = logging.getLogger(__name__)
 # Made once: `json.dumps` with separators makes an encoder at each call.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
+_ATTEMPT_ENDS = frozenset(
+    (MessageType.FINISH_TASK, MessageType.TASK_EXCEPTION, MessageType.TASK_RETRY)
+)
 _OUTCOMES = {TaskSucceeded: "succeeded", TaskFailed: "failed", TaskLost: "lost"}
 
 
 @dataclass(slots=True)
 class _Live:
-    """A run, when it was requested, and what prevents the timer that each of its tasks waits for.
+    """A run, when and in which trace it was requested, and what prevents the timer that each task waits for.
 
     `deadline` prevents the run's own.
     """
 
     run: Run
     created: float
+    trace: str | None
     deadline: Callable[[], None] | None = None
     timers: dict[TaskId, Callable[[], None]] = field(default_factory=dict)
 
@@ -102,6 +107,7 @@ class Runs:
         clock: Clock,
         telemetry: Telemetry,
         limits: Limits,
+        traces: Traces | None = None,
     ) -> None:
         self._limits = limits
         #: Tasks that have not ended, of live runs and of reserved ones, and how many runs are reserved.
@@ -113,6 +119,7 @@ class Runs:
         self._nodes = nodes
         self._clock = clock
         self._telemetry = telemetry
+        self._traces = traces
         self._live: dict[RunId, _Live] = {}
         self._stopped = False
 
@@ -149,16 +156,16 @@ class Runs:
         self._reserved += 1
         self._unfinished += run.unfinished
 
-    def begin(self, run: Run, created: float) -> None:
+    def begin(self, run: Run, created: float, trace: str | None) -> None:
         """Starts a new run that was reserved, and is durable with its graph and its code."""
         self._reserved -= 1
-        self._admit(run, created)
+        self._admit(run, created, trace)
         self._step(run.run_id, RunRequested(self._clock.now()))
 
-    def resume(self, run: Run, created: float) -> None:
+    def resume(self, run: Run, created: float, trace: str | None) -> None:
         """Goes on with a run that was replayed from its log, whatever the bounds are now."""
         self._unfinished += run.unfinished
-        self._admit(run, created)
+        self._admit(run, created, trace)
         self._step(run.run_id, Recovered(self._clock.now()))
 
     def cancel(self, run_id: RunId) -> None:
@@ -201,10 +208,10 @@ class Runs:
                     self._dispatcher.cancel(run_id, task_id, progress.attempt)
         self._live.clear()
 
-    def _admit(self, run: Run, created: float) -> None:
+    def _admit(self, run: Run, created: float, trace: str | None) -> None:
         if self._stopped:
             return
-        self._live[run.run_id] = _Live(run, created)
+        self._live[run.run_id] = _Live(run, created, trace)
         self._feed.open(run.run_id, run.last_seq)
 
     def _renamed(self, report: Report) -> Report:
@@ -237,7 +244,7 @@ class Runs:
                 case Publish(message):
                     live.disarm(message.task_id)
                 case Execute() if self._journal.outage is None:
-                    self._dispatcher.submit(self._job(run, command))
+                    self._dispatcher.submit(self._job(live, command))
                 case Execute():
                     self._journal.append((), functools.partial(self._execute, live, command))
                 case Cancel(task_id, attempt):
@@ -254,7 +261,7 @@ class Runs:
         progress = live.run.tasks[command.task_id]
         waits = progress.state is TaskState.QUEUED and progress.attempt == command.attempt
         if waits and self._live.get(live.run.run_id) is live:
-            self._dispatcher.submit(self._job(live.run, command))
+            self._dispatcher.submit(self._job(live, command))
 
     def _tell(self, live: _Live, commands: Sequence[Command]) -> None:
         """Appends what is to be told to the journal, and publishes it once it is durable."""
@@ -268,11 +275,17 @@ class Runs:
                     write = append_message(run_id, message)
                     texts.append(write.document)
                     writes.append(write)
+                    self._trace_attempt(live, message)
                 case Finish(status):
                     finished = True
                     now = self._clock.now()
                     writes.append(FinishRun(run_id, status, now))
                     self._telemetry.run_finished(status, now - live.created)
+                    if self._traces is not None and live.trace is not None:
+                        workflow_id = live.run.graph.workflow_id
+                        self._traces.run_ended(
+                            live.trace, run_id, workflow_id, live.created, now, status
+                        )
 
         if writes:
 
@@ -283,6 +296,24 @@ class Runs:
                     self._live.pop(run_id, None)
 
             self._journal.append(writes, durable)
+
+    def _trace_attempt(self, live: _Live, message: Message) -> None:
+        """Writes the span of an attempt, if the message is of the end of one."""
+        task_id = message.task_id
+        if self._traces is None or live.trace is None or task_id is None:
+            return
+        if message.type in _ATTEMPT_ENDS:
+            progress = live.run.tasks[task_id]
+            self._traces.attempt_ended(
+                live.trace,
+                live.run.run_id,
+                task_id,
+                live.run.graph.tasks[task_id].name,
+                progress.attempt,
+                progress.queued_at,
+                self._clock.now(),
+                cast("Mapping[str, str] | None", message.data.get("error")),
+            )
 
     def _arm(self, live: _Live, timer: ArmTimer) -> None:
         def fire() -> None:
@@ -299,7 +330,8 @@ class Runs:
 
         live.deadline = self._clock.call_later(delay, fire)
 
-    def _job(self, run: Run, command: Execute) -> Job:
+    def _job(self, live: _Live, command: Execute) -> Job:
+        run = live.run
         task = run.graph.tasks[command.task_id]
         return Job(
             run_id=run.run_id,
@@ -312,6 +344,8 @@ class Runs:
             ),
             output_keys=task.output_keys,
             timed=task.timeout is not None,
+            trace=live.trace
+            and attempt_context(live.trace, run.run_id, task.task_id, command.attempt),
         )
 
 

@@ -58,6 +58,7 @@ class Job:
 
     Attributes:
         timed: there is a time-out, which begins with the report of the start: it must come first.
+        trace: the trace context of what happens in it; None if it is not traced.
     """
 
     run_id: RunId
@@ -68,6 +69,7 @@ class Job:
     arguments: tuple[Argument, ...]
     output_keys: tuple[str, ...]
     timed: bool
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

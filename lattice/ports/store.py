@@ -80,7 +80,7 @@ class PutRun:
     """A new run of the graph whose JSON text is the blob `graph`.
 
     `deadline` is when it has to have ended, in seconds since the epoch; `retry_of` the run whose results
-    it takes over.
+    it takes over; `trace` the trace context of its request.
     """
 
     run_id: RunId
@@ -89,6 +89,7 @@ class PutRun:
     created: float
     deadline: float | None = None
     retry_of: RunId | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ class RunRecord:
     finished: float | None
     deadline: float | None = None
     retry_of: RunId | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -315,6 +315,7 @@ class MemoryStore:
                     finished=None,
                     deadline=write.deadline,
                     retry_of=write.retry_of,
+                    trace=write.trace,
                 )
             case AppendMessage():
                 log = self._logs.setdefault(write.run_id, _Log())

@@ -47,6 +47,7 @@ _RUNS = select(
     runs.c.finished,
     runs.c.deadline,
     runs.c.retry_of,
+    runs.c.trace,
 )
 
 #: Values with what names them.

@@ -144,6 +144,7 @@ class WriteStatements:
                             "finished": None,
                             "deadline": write.deadline,
                             "retry_of": write.retry_of,
+                            "trace": write.trace,
                         }
                     )
                 case FinishRun():

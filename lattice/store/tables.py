@@ -109,6 +109,7 @@ runs = Table(
     Column("finished", Double),
     Column("deadline", Double),
     Column("retry_of", Text),
+    Column("trace", Text),
     UniqueConstraint("run_id"),
     # Pages of all runs, of a workflow's runs, and of runs with a status, in order without sorting. The
     # last one also finds the unfinished runs without touching a finished one.

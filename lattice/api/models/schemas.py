@@ -274,6 +274,9 @@ class RunSummary(_Model):
     retry_of: str | None = Field(
         default=None, description="The run whose results it took over, if it did."
     )
+    trace_id: str | None = Field(
+        default=None, description="The trace of its request, where traces are written."
+    )
 
 
 class TaskReport(_Model):

@@ -17,6 +17,7 @@ from lattice.api.signals import SignalHandlers
 from lattice.errors import InvalidRequestError, OrchestratorNotInitializedError
 from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
 from lattice.ports.environment import Telemetry
+from lattice.ports.tracing import Traces
 from lattice.settings import LatticeSettings
 from tests.unit.api.scripted import OwnedScriptedService, ScriptedService
 
@@ -32,7 +33,11 @@ class Builder:
         self.telemetry: list[Telemetry | None] = []
 
     def __call__(
-        self, settings: LatticeSettings | None, ray_head_port: int, telemetry: Telemetry | None
+        self,
+        settings: LatticeSettings | None,
+        ray_head_port: int,
+        telemetry: Telemetry | None,
+        traces: Traces | None,
     ) -> OwnedScriptedService:
         self.ports.append(ray_head_port)
         self.telemetry.append(telemetry)

@@ -1,4 +1,4 @@
-"""Numbers of commits, so that one whose answer was lost can be asked for again."""
+"""Numbers of commits, so that one whose answer was lost can be asked for again; traces of runs."""
 
 from __future__ import annotations
 
@@ -15,3 +15,4 @@ def upgrade() -> None:
     op.add_column(
         "lease", sa.Column("committed", sa.BigInteger, nullable=False, server_default=sa.text("0"))
     )
+    op.add_column("runs", sa.Column("trace", sa.Text))
