@@ -17,7 +17,7 @@ from deployments.orchestrator import Refusal
 from lattice.api.server import create_app
 from lattice.errors import UnavailableError
 from lattice.ids import RunId, WorkflowId
-from lattice.ports.service import Once, OrchestratorService
+from lattice.ports.service import LogMessages, Once, OrchestratorService
 from lattice.settings import LatticeSettings
 
 #: How long a call may take beyond what it does by itself, in seconds: a restart of the orchestrator
@@ -34,6 +34,7 @@ _REPEATABLE = frozenset(
         "describe_run",
         "cancel_run",
         "task_result",
+        "task_logs",
         "value_json",
         "value_pickle",
         "connect_worker",
@@ -92,12 +93,12 @@ class RemoteOrchestrator:
         return answer
 
     async def follow(
-        self, run_id: RunId, workflow_id: WorkflowId | None, after: int
-    ) -> AsyncIterator[list[str]]:
+        self, run_id: RunId, workflow_id: WorkflowId | None, after: int, *, logs: bool = False
+    ) -> AsyncIterator[list[str] | LogMessages]:
         """Messages of a run. Raises UnavailableError when the orchestrator dies; follow again then."""
         stream = cast(
-            "DeploymentResponseGenerator[list[str] | Refusal]",
-            self._handle.options(stream=True).follow.remote(run_id, workflow_id, after),
+            "DeploymentResponseGenerator[list[str] | LogMessages | Refusal]",
+            self._handle.options(stream=True).follow.remote(run_id, workflow_id, after, logs),
         )
         try:
             async for group in stream:

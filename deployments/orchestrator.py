@@ -13,6 +13,7 @@ from ray import serve
 from deployments.routing import new_dispatcher
 from lattice.assembly import build_orchestrator
 from lattice.errors import LatticeError
+from lattice.ports.service import LogMessages
 from lattice.settings import LatticeSettings
 
 
@@ -53,11 +54,11 @@ class OrchestratorDeployment:
             return Refusal(error)
 
     async def follow(
-        self, run_id: Any, workflow_id: Any, after: int
-    ) -> AsyncIterator[list[str] | Refusal]:
+        self, run_id: Any, workflow_id: Any, after: int, logs: bool
+    ) -> AsyncIterator[list[str] | LogMessages | Refusal]:
         """Messages of a run in groups; an expected error comes as a last `Refusal`."""
         try:
-            async for group in self._orchestrator.follow(run_id, workflow_id, after):
+            async for group in self._orchestrator.follow(run_id, workflow_id, after, logs=logs):
                 yield group
         except LatticeError as error:
             yield Refusal(error)

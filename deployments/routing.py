@@ -118,6 +118,10 @@ def new_dispatcher(settings: LatticeSettings, tasks: RayTaskDispatcher) -> Dispa
         grace=CANCEL_GRACE,
     )
     replicas = ReplicaDispatcher(
-        fleet, settings.resolved_storage_url, settings.inline_value_bytes, held=tasks.held
+        fleet,
+        settings.resolved_storage_url,
+        settings.inline_value_bytes,
+        max_log_bytes=settings.max_log_bytes,
+        held=tasks.held,
     )
     return RoutingDispatcher(tasks, replicas)

@@ -66,6 +66,7 @@ def build_orchestrator(
         storage_url,
         settings.inline_value_bytes,
         max_result_bytes=settings.max_result_bytes,
+        max_log_bytes=settings.max_log_bytes,
     )
     return Orchestrator(
         store=open_store(settings.resolved_store_url),
@@ -81,6 +82,7 @@ def build_orchestrator(
             call_timeout=settings.call_timeout,
             max_live_runs=settings.max_live_runs,
             max_unfinished_tasks=settings.max_unfinished_tasks,
+            max_log_bytes=settings.max_log_bytes,
         ),
         defaults=Defaults(
             retry=RetryPolicy(

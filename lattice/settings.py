@@ -65,6 +65,13 @@ class LatticeSettings(BaseModel):
         ge=1,
         description="Most tasks of all those runs that have not ended; beyond it, new runs are answered 503.",
     )
+    max_log_bytes: int = Field(
+        default=64 * 1024,
+        ge=0,
+        le=16 * 1024 * 1024,
+        description="What is kept of what each attempt of a task prints and logs: half of it of the beginning, "
+        "half of the end; 0 keeps nothing.",
+    )
     default_retry_attempts: int = Field(
         default=1,
         ge=1,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lattice.execution import pickling, summary, wire
+from lattice.execution import capture, pickling, summary, wire
 from lattice.execution.code import CodeLoadError, Function, load
 from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
@@ -48,6 +48,7 @@ class Assignment:
         has_gpu: GPUs were asked for.
         mailbox: name of the actor that wants to know when a long attempt begins.
         submitted: when the dispatcher took it, in seconds since the epoch.
+        log_bytes: what is kept of what it prints, in bytes.
     """
 
     run_id: RunId
@@ -65,6 +66,7 @@ class Assignment:
     inline_value_bytes: int
     mailbox: str
     submitted: float = 0.0
+    log_bytes: int = 0
 
     @classmethod
     def of(
@@ -76,6 +78,7 @@ class Assignment:
         inline_value_bytes: int,
         mailbox: str,
         submitted: float = 0.0,
+        log_bytes: int = 0,
     ) -> Assignment:
         """What a worker is told of a job."""
         definition = job.definition
@@ -95,6 +98,7 @@ class Assignment:
             inline_value_bytes=inline_value_bytes,
             mailbox=mailbox,
             submitted=submitted,
+            log_bytes=log_bytes,
         )
 
 
@@ -140,6 +144,7 @@ def run_attempt(
     except KeyboardInterrupt:
         # Meant for an attempt that somebody cancelled, whose report nobody reads, or, when it comes a
         # moment late, for the one before this.
+        capture.flush()
         return _lost(assignment, ErrorInfo("KeyboardInterrupt", "the task was interrupted")), None
     except BaseException as error:
         return _failed(assignment, describe(error, assignment.name), placement), None

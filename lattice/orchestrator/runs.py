@@ -24,10 +24,11 @@ from lattice.errors import (
 from lattice.ids import RunId, TaskId
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.policies import Limits
 from lattice.ports.environment import Clock, Telemetry
-from lattice.ports.execution import Argument, Dispatcher, Job, Report
+from lattice.ports.execution import Argument, Dispatcher, Job, Report, TaskLogged
 from lattice.ports.store import AppendMessage, FinishRun, Write
 from lattice.workflow.commands import (
     ArmDeadline,
@@ -48,6 +49,7 @@ from lattice.workflow.events import (
     RunRequested,
     TaskFailed,
     TaskLost,
+    TaskStarted,
     TaskSucceeded,
     TimerFired,
 )
@@ -93,6 +95,7 @@ class Runs:
         self,
         journal: Journal,
         feed: Feed,
+        logs: TaskLogs,
         dispatcher: Dispatcher,
         nodes: NodeRegistry,
         clock: Clock,
@@ -105,6 +108,7 @@ class Runs:
         self._reserved = 0
         self._journal = journal
         self._feed = feed
+        self._logs = logs
         self._dispatcher = dispatcher
         self._nodes = nodes
         self._clock = clock
@@ -164,11 +168,24 @@ class Runs:
 
     def report(self, run_id: RunId, report: Report) -> None:
         """The dispatcher's word on an attempt. Words on runs that have ended are late and ignored."""
+        if isinstance(report, TaskLogged):
+            self._logs.take(run_id, report, running=self._is_running(run_id, report))
+            return
         if isinstance(report, TaskSucceeded | TaskFailed | TaskLost) and run_id in self._live:
+            self._logs.end(run_id, report.task_id, report.attempt)
             placement = None if isinstance(report, TaskLost) else report.placement
             ran = report.at - placement.at if placement else 0.0
             self._telemetry.task_finished(_OUTCOMES[type(report)], ran)
         self._step(run_id, self._renamed(report))
+
+    def _is_running(self, run_id: RunId, logged: TaskLogged) -> bool:
+        live = self._live.get(run_id)
+        progress = None if live is None else live.run.tasks.get(logged.task_id)
+        return (
+            progress is not None
+            and progress.attempt == logged.attempt
+            and progress.state in (TaskState.QUEUED, TaskState.RUNNING)
+        )
 
     def stop(self) -> None:
         """Ends what runs, for the next orchestrator to run it again. Later events change nothing."""
@@ -179,6 +196,7 @@ class Runs:
                 if progress.state in (TaskState.QUEUED, TaskState.RUNNING):
                     self._dispatcher.cancel(run_id, task_id, progress.attempt)
         self._live.clear()
+        self._logs.stop()
 
     def _admit(self, run: Run, created: float) -> None:
         if self._stopped:
@@ -187,7 +205,9 @@ class Runs:
         self._feed.open(run.run_id, run.last_seq)
         self._telemetry.run_started()
 
-    def _renamed(self, report: Report) -> Report:
+    def _renamed(
+        self, report: TaskStarted | TaskSucceeded | TaskFailed | TaskLost
+    ) -> TaskStarted | TaskSucceeded | TaskFailed | TaskLost:
         """The report with the node under the id by which users know it."""
         if isinstance(report, TaskLost) or report.placement is None:
             return report
@@ -220,6 +240,7 @@ class Runs:
                     self._dispatcher.submit(self._job(run, command))
                 case Cancel(task_id, attempt):
                     self._dispatcher.cancel(run_id, task_id, attempt)
+                    self._logs.cancelled(run_id, task_id, attempt)
                 case ArmTimer():
                     self._arm(live, command)
                 case ArmDeadline(delay):
