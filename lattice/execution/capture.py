@@ -33,7 +33,7 @@ _FIRST = 0.05
 _PERIOD = 0.5
 #: Of what comes after the beginning, this part of the bound is told each time.
 _WINDOW = 16
-#: Text that comes in small pieces is put together to pieces of this many bytes; longer text is divided.
+#: Text that comes in small pieces is put together to pieces of this many bytes at most; longer text is divided.
 _PIECE = 4 * 1024
 
 _logger = logging.getLogger(__name__)
@@ -90,6 +90,8 @@ class Recorder:
         self._lock = threading.RLock()
         self._half = limit // 2
         self._window = max(limit // _WINDOW, 1)
+        # As whole pieces go from the end, a piece is a small part of it.
+        self._piece = max(1, min(_PIECE, self._half // 8))
         self._room = self._half
         self._tell = tell
         self._head: list[_Piece] = []
@@ -170,14 +172,14 @@ class Recorder:
             and last.stream == stream
             and last.offset >= self._told
             and last.offset + last.size == self._printed
-            and last.size < _PIECE
+            and last.size < self._piece
         ):
-            start = _boundary(data, min(len(data), _PIECE))
+            start = _boundary(data, min(len(data), self._piece - last.size))
             last.data.append(data[:start])
             last.size += start
             self._printed += start
         while start < len(data):
-            end = _boundary(data, min(len(data), start + _PIECE))
+            end = _boundary(data, min(len(data), start + self._piece))
             piece = _Piece(self._printed, stream, data[start:end], level, logger)
             self._printed += end - start
             start = end

@@ -274,7 +274,8 @@ def _decode_entries(found: list[Any]) -> tuple[LogEntry, ...]:
         for offset, time, stream, text, level, logger in found
     )
     for entry in entries:
-        if not (0 <= entry.offset < _MAX_OFFSET and 0 <= entry.time < _MAX_TIME and entry.text):
+        in_bounds = 0 <= entry.offset < _MAX_OFFSET and 0 <= entry.time < _MAX_TIME
+        if not in_bounds or not entry.text or entry.stream not in LogEntry.STREAMS:
             raise ValueError("an entry of a log")
     return entries
 

@@ -119,6 +119,7 @@ class LogEntry:
 
     #: What an entry costs beside its text wherever text is bounded, in bytes.
     OVERHEAD: ClassVar[int] = 100
+    STREAMS: ClassVar[tuple[str, ...]] = ("stdout", "stderr", "log")
 
     @property
     def size(self) -> int:
