@@ -14,6 +14,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deployments.orchestrator import Refusal
+from deployments.serve_logs import use_serve_logs
 from lattice.api.server import create_app
 from lattice.errors import UnavailableError
 from lattice.ids import RunId, WorkflowId
@@ -126,6 +127,7 @@ class Ingress:
         self._orchestrator = orchestrator
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        use_serve_logs(self._settings.log_format)
         service = RemoteOrchestrator(self._orchestrator, self._settings.call_timeout)
         app: FastAPI = create_app(
             metrics_enabled=self._settings.metrics_enabled,

@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 
 from deployments.routing import new_dispatcher
+from deployments.serve_logs import use_serve_logs
 from lattice.assembly import build_orchestrator
 from lattice.errors import LatticeError
 from lattice.ports.service import LogMessages
@@ -43,6 +44,7 @@ class OrchestratorDeployment:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: LatticeSettings
     ) -> None:
+        use_serve_logs(settings.log_format)
         self._orchestrator = build_orchestrator(settings, around=new_dispatcher)
         await self._orchestrator.start_monitor()
 

@@ -25,6 +25,7 @@ from ray.serve.config import RequestRouterConfig
 
 from deployments.replicas.gate import Gate
 from deployments.replicas.router import LeastLoadedRouter
+from deployments.serve_logs import use_serve_logs
 from lattice.execution import attempt, capture, wire
 from lattice.execution.attempt import Assignment, Large
 from lattice.execution.code import CodeLoadError
@@ -32,13 +33,14 @@ from lattice.execution.failures import describe
 from lattice.execution.ray_worker import announce, teller
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import NodeId
+from lattice.observability.logs import LogFormat
 from lattice.workflow.events import Placement, TaskFailed, TaskStarted
 from lattice.workflow.task import BatchPolicy, Code
 
 #: Seconds that a batch must have run before its start is announced; ends repeat the start.
 _ANNOUNCE = 0.005
 
-_logger = logging.getLogger("ray.serve")
+_logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 #: What at least is kept of what each call of a batch prints, in bytes.
@@ -59,6 +61,7 @@ class ReplicaTask:
         source: the code's bytes, or where the storage has them.
         has_gpu: GPUs were asked for.
         grace: seconds that a batch of which nobody wants a result any more has to end.
+        log_format: form of the lines that the replica itself logs.
     """
 
     code: Code
@@ -67,6 +70,7 @@ class ReplicaTask:
     batch: BatchPolicy
     has_gpu: bool
     grace: float
+    log_format: LogFormat = "text"
 
 
 class ConstructionError(Exception):
@@ -121,6 +125,7 @@ class TaskReplica:
     """Runs calls of one definition."""
 
     async def __init__(self, task: ReplicaTask) -> None:  # type: ignore[misc]  # Serve awaits it
+        use_serve_logs(task.log_format)
         self._task = task
         self._threads = ThreadPoolExecutor(task.batch.max_concurrent_batches, "lattice-task")
         self._gate = Gate(task.batch.batch_size, task.batch.max_concurrent_batches)

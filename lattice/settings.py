@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -147,6 +148,11 @@ class LatticeSettings(BaseModel):
         ge=1,
         description="Most task definitions that are deployed at a time; beyond it, the one that was not "
         "used for longest is removed, and calls wait until one is idle.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="Form of the service's own log lines, which stand in Serve's files of the replicas and on "
+        "standard error. Without Serve, `text` leaves them to whoever runs the process.",
     )
     metrics_enabled: bool = Field(default=True, description="Whether metrics are collected.")
     metrics_exporter: str = Field(

@@ -22,6 +22,7 @@ from lattice.api.limits import BodyLimitMiddleware
 from lattice.api.routes import health, langgraph, runs, worker, workflow
 from lattice.api.signals import SignalHandlers
 from lattice.errors import OrchestratorNotInitializedError
+from lattice.observability.logs import use_stderr
 from lattice.observability.metrics import Metrics, MetricsMiddleware, shutdown_metrics
 from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
 from lattice.ports.environment import Telemetry
@@ -129,6 +130,7 @@ def create_app(
         )
     owner = None
     if orchestrator is None:
+        use_stderr(settings.log_format)
         made = OrchestratorManager.initialize(
             ray_head_port, settings=settings, telemetry=_telemetry(holder.metrics)
         )

@@ -147,12 +147,14 @@ class Runs:
     def begin(self, run: Run, created: float) -> None:
         """Starts a new run that was reserved, and is durable with its graph and its code."""
         self._reserved -= 1
+        _log.info("run %s started, %d tasks", run.run_id, run.unfinished, extra=_about(run.run_id))
         self._admit(run, created)
         self._step(run.run_id, RunRequested(self._clock.now()))
 
     def resume(self, run: Run, created: float) -> None:
         """Goes on with a run that was replayed from its log, whatever the bounds are now."""
         self._unfinished += run.unfinished
+        _log.info("run %s goes on", run.run_id, extra=_about(run.run_id))
         self._admit(run, created)
         self._step(run.run_id, Recovered(self._clock.now()))
 
@@ -176,6 +178,16 @@ class Runs:
             placement = None if isinstance(report, TaskLost) else report.placement
             ran = report.at - placement.at if placement else 0.0
             self._telemetry.task_finished(_OUTCOMES[type(report)], ran)
+            if isinstance(report, TaskLost):
+                # What the error says may be the user's.
+                _log.warning(
+                    "attempt %d of task %s of run %s was lost: %s",
+                    report.attempt,
+                    report.task_id,
+                    run_id,
+                    report.error.type,
+                    extra=_about(run_id, report.task_id),
+                )
         self._step(run_id, self._renamed(report))
 
     def _is_running(self, run_id: RunId, logged: TaskLogged) -> bool:
@@ -253,7 +265,7 @@ class Runs:
         run_id = live.run.run_id
         writes: list[Write] = []
         texts: list[str] = []
-        finished = False
+        ended: tuple[str, float] | None = None
         for command in commands:
             match command:
                 case Publish(message):
@@ -261,8 +273,8 @@ class Runs:
                     texts.append(write.document)
                     writes.append(write)
                 case Finish(status):
-                    finished = True
                     now = self._clock.now()
+                    ended = status, now - live.created
                     writes.append(FinishRun(run_id, status, now))
                     self._telemetry.run_finished(status, now - live.created)
 
@@ -270,9 +282,10 @@ class Runs:
 
             def durable() -> None:
                 self._feed.publish(run_id, texts)
-                if finished:
+                if ended is not None:
                     self._feed.close(run_id)
                     self._live.pop(run_id, None)
+                    _log.info("run %s ended %s after %.3f s", run_id, *ended, extra=_about(run_id))
 
             self._journal.append(writes, durable)
 
@@ -305,6 +318,12 @@ class Runs:
             output_keys=task.output_keys,
             timed=task.timeout is not None,
         )
+
+
+def _about(run_id: RunId, task_id: TaskId | None = None) -> dict[str, object]:
+    """What a log line is about."""
+    about = {"run_id": run_id} if task_id is None else {"run_id": run_id, "task_id": task_id}
+    return {"about": about}
 
 
 def append_message(run_id: RunId, message: Message) -> AppendMessage:
