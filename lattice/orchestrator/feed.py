@@ -129,13 +129,16 @@ class Feed:
             if not listeners:
                 self._listeners.pop(run_id, None)
 
+    def is_heard(self, run_id: RunId) -> bool:
+        """Whether anybody hears what tasks of a run print."""
+        return run_id in self._listeners and run_id in self._live
+
     def tell_logs(self, run_id: RunId, messages: LogMessages) -> None:
-        """A task of a run has printed something."""
-        listeners, live = self._listeners.get(run_id), self._live.get(run_id)
-        if listeners and live is not None and messages.texts:
-            for listener in listeners:
-                listener.put(live.seq, messages)
-            live.wake()
+        """A task of a live run has printed something."""
+        live = self._live[run_id]
+        for listener in self._listeners.get(run_id, ()):
+            listener.put(live.seq, messages)
+        live.wake()
 
     async def follow(
         self, run_id: RunId, after: int, logs: LogListener | None = None

@@ -91,7 +91,7 @@ class TaskLogs:
         beginning = []
         for entry in kept:
             cost = entry.size + LogEntry.OVERHEAD
-            if attempt.room > 0 and not attempt.tail:
+            if attempt.room > 0:
                 attempt.room -= cost
                 attempt.stored = entry.end
                 beginning.append(entry)
@@ -104,11 +104,14 @@ class TaskLogs:
             attempt.tail.clear()
         while attempt.tail_cost > self._half and len(attempt.tail) > 1:
             attempt.tail_cost -= attempt.tail.popleft().size + LogEntry.OVERHEAD
-        if fresh or beginning:
-            told = messages(run_id, logged.task_id, logged.attempt, fresh, before)
-            self._journal.append(
-                [*_writes(key, beginning)], lambda: self._feed.tell_logs(run_id, told)
-            )
+        if beginning or (fresh and self._feed.is_heard(run_id)):
+            # In the order of the run's messages, which are told when they are durable.
+            self._journal.append([*_writes(key, beginning)], lambda: self._tell(key, fresh, before))
+
+    def _tell(self, key: Key, entries: Sequence[LogEntry], before: int) -> None:
+        run_id, task_id, attempt = key
+        if entries and self._feed.is_heard(run_id):
+            self._feed.tell_logs(run_id, messages(run_id, task_id, attempt, entries, before))
 
     def end(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """An attempt has ended: stores what is held of it."""

@@ -434,17 +434,21 @@ async def test_an_interrupted_attempt_tells_its_last_words(bench: Bench) -> None
     """At once, as nobody reads the report of its end. Threads of replicas cannot be interrupted."""
 
     def speak(params: Params) -> None:
+        print("begun")
         try:
-            time.sleep(1000)
+            # One long call would not be interrupted.
+            while True:
+                time.sleep(0.02)
         finally:
             print("last words")
 
-    job = bench.job(speak, timed=True)
+    job = bench.job(speak)
     bench.dispatcher.submit(job)
-    await bench.started(job)
-    bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
     await bench.until(lambda: bool(bench.logs(job)))
-    assert [entry.text for entry in bench.logs(job)[0].entries] == ["last words\n"]
+    bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
+    await bench.until(lambda: len(bench.logs(job)) == 2)
+    texts = [entry.text for logged in bench.logs(job) for entry in logged.entries]
+    assert texts == ["begun\n", "last words\n"]
     assert bench.ends(job) == []
 
 
