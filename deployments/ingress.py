@@ -14,11 +14,12 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deployments.orchestrator import Refusal
+from deployments.serve_logs import use_serve_logs
 from lattice.api.server import create_app
 from lattice.errors import UnavailableError
 from lattice.ids import RunId, WorkflowId
 from lattice.observability.traces import current
-from lattice.ports.service import Once, OrchestratorService
+from lattice.ports.service import LogMessages, Once, OrchestratorService
 from lattice.settings import LatticeSettings
 
 #: How long a call may take beyond what it does by itself, in seconds: a restart of the orchestrator
@@ -35,6 +36,7 @@ _REPEATABLE = frozenset(
         "describe_run",
         "cancel_run",
         "task_result",
+        "task_logs",
         "value_json",
         "value_pickle",
         "connect_worker",
@@ -106,12 +108,12 @@ class RemoteOrchestrator:
             raise _unavailable(error) from error
 
     async def follow(
-        self, run_id: RunId, workflow_id: WorkflowId | None, after: int
-    ) -> AsyncIterator[list[str]]:
+        self, run_id: RunId, workflow_id: WorkflowId | None, after: int, *, logs: bool = False
+    ) -> AsyncIterator[list[str] | LogMessages]:
         """Messages of a run. Raises UnavailableError when the orchestrator dies; follow again then."""
         stream = cast(
-            "DeploymentResponseGenerator[list[str] | Refusal]",
-            self._handle.options(stream=True).follow.remote(run_id, workflow_id, after),
+            "DeploymentResponseGenerator[list[str] | LogMessages | Refusal]",
+            self._handle.options(stream=True).follow.remote(run_id, workflow_id, after, logs),
         )
         try:
             async for group in stream:
@@ -139,6 +141,7 @@ class Ingress:
         self._orchestrator = orchestrator
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        use_serve_logs(self._settings.log_format)
         service = RemoteOrchestrator(self._orchestrator, self._settings.call_timeout)
         replica = serve.get_replica_context().replica_id.unique_id
         app: FastAPI = create_app(

@@ -13,6 +13,7 @@ from typing import Any
 from ray import serve
 
 from deployments.routing import new_dispatcher
+from deployments.serve_logs import use_serve_logs
 from lattice.assembly import build_orchestrator
 from lattice.errors import LatticeError, StoreRefusedError, StoreUnavailableError
 from lattice.observability.exposition import Published, merge
@@ -21,6 +22,7 @@ from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
 from lattice.observability.traces import tracer_of, within
 from lattice.orchestrator import Orchestrator
 from lattice.ports.environment import Telemetry
+from lattice.ports.service import LogMessages
 from lattice.settings import LatticeSettings
 
 _log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class OrchestratorDeployment:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: LatticeSettings
     ) -> None:
+        use_serve_logs(settings.log_format)
         self._settings = settings
         self._metrics: Metrics | None = None
         self._telemetry: Telemetry = NoTelemetry()
@@ -119,14 +122,14 @@ class OrchestratorDeployment:
             return Refusal(error)
 
     async def follow(
-        self, run_id: Any, workflow_id: Any, after: int
-    ) -> AsyncIterator[list[str] | Refusal]:
+        self, run_id: Any, workflow_id: Any, after: int, logs: bool
+    ) -> AsyncIterator[list[str] | LogMessages | Refusal]:
         """Messages of a run in groups; an expected error comes as a last `Refusal`."""
         if isinstance(self._orchestrator, StoreUnavailableError):
             yield Refusal(self._orchestrator)
             return
         try:
-            async for group in self._orchestrator.follow(run_id, workflow_id, after):
+            async for group in self._orchestrator.follow(run_id, workflow_id, after, logs=logs):
                 yield group
         except LatticeError as error:
             yield Refusal(error)
@@ -143,6 +146,8 @@ class OrchestratorDeployment:
         """Serve replaces the replica when this raises: it can make nothing durable any more."""
         if isinstance(self._orchestrator, Orchestrator):
             await self._orchestrator.check_health()
+        elif self._starting is not None and self._starting.done():
+            self._starting.result()
 
     async def __del__(self) -> None:
         # Serve awaits this at shutdown. There is nothing to close where the constructor failed.

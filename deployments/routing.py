@@ -127,8 +127,14 @@ def new_dispatcher(settings: LatticeSettings, tasks: RayTaskDispatcher) -> Dispa
         max_applications=settings.max_replica_applications,
         idle_seconds=settings.replica_idle_seconds,
         grace=CANCEL_GRACE,
+        log_format=settings.log_format,
     )
     replicas = ReplicaDispatcher(
-        fleet, settings.resolved_storage_url, settings.inline_value_bytes, held=tasks.held
+        fleet,
+        settings.resolved_storage_url,
+        settings.inline_value_bytes,
+        max_log_bytes=settings.max_log_bytes,
+        span_export=tasks.span_export,
+        held=tasks.held,
     )
     return RoutingDispatcher(tasks, replicas)

@@ -66,6 +66,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "lattice/execution/pickling.py": {"cloudpickle"},  # writes what the next task gets
     "lattice/execution/source.py": {"cloudpickle"},  # makes classes of source code travel by value
     "lattice/execution/code.py": {"cloudpickle"},  # loads what users send
+    "lattice/execution/spans.py": {"observability.traces", "opentelemetry"},  # spans of user code
     "lattice/api/server.py": {"assembly"},  # create_app builds an orchestrator where none is given
     "lattice/client/transport.py": {"httpx"},  # the only module that knows the HTTP library
     "lattice/client/subscription.py": {"websockets"},  # and this one the WebSocket library

@@ -23,6 +23,7 @@ from lattice.api.limits import BodyLimitMiddleware
 from lattice.api.routes import health, langgraph, runs, worker, workflow
 from lattice.api.signals import SignalHandlers
 from lattice.errors import OrchestratorNotInitializedError
+from lattice.observability.logs import use_stderr
 from lattice.observability.metrics import Metrics, MetricsMiddleware, shutdown_metrics
 from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
 from lattice.observability.traces import TracingMiddleware, tracer_of
@@ -150,6 +151,7 @@ def create_app(
     )
     owner = None
     if orchestrator is None:
+        use_stderr(settings.log_format)
         made = OrchestratorManager.initialize(
             ray_head_port,
             settings=settings,

@@ -96,7 +96,8 @@ class Subscription:
 
     `read` gives a message's number and whether it is the last. Iterating over `follow` gives each
     message once and in order, whatever becomes of single connections. After `patience` seconds without
-    a connection it gives up.
+    a connection it gives up. With `logs` there are messages with the number 0 too, which are handed on as
+    they come: each new connection begins with all that there were.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Subscription:
         patience: float,
         *,
         after: int = 0,
+        logs: bool = False,
         open_socket: Open = open_socket,
         now: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
@@ -114,6 +116,7 @@ class Subscription:
         self._read = read
         self._patience = patience
         self._after = after
+        self._logs = logs
         self._open = open_socket
         self._now = now
         self._pause = pause
@@ -137,6 +140,9 @@ class Subscription:
                     for message in self._messages(socket, end):
                         lost_at, wait = None, _FIRST_PAUSE
                         seq, last = self._read(message)
+                        if self._logs and seq == 0:
+                            yield message
+                            continue
                         if seq <= self._after:
                             continue
                         if seq > self._after + 1:
@@ -172,7 +178,7 @@ class Subscription:
         return self._patience if end is None else max(min(end - self._now(), self._patience), 0.001)
 
     def _address(self) -> str:
-        return f"{self._url}?after={self._after}"
+        return f"{self._url}?after={self._after}{'&logs=true' if self._logs else ''}"
 
 
 def socket_url(url: str, path: str) -> str:

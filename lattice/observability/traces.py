@@ -95,15 +95,41 @@ class Tracer:
         links: tuple[str, ...] = (),
         attributes: Mapping[str, str | int] | None = None,
     ) -> Iterator[tracing.Span]:
-        """A span that is current inside, a child of the context `parent`. An exception is its error."""
+        """A span that is current inside, a child of the context `parent`, else the first of a trace."""
         with self._tracer.start_as_current_span(
             name,
-            context=_context(parent),
+            context=_context(parent) or contexts.Context(),
             kind=SpanKind.INTERNAL,
             links=[Link(_span_context(each)) for each in links],
             attributes=attributes,
         ) as span:
             yield span
+
+    def begin(self, name: str, parent: str | None, links: tuple[str, ...]) -> tracing.Span:
+        """A span that is not current; who has it ends it."""
+        return self._tracer.start_span(
+            name,
+            context=_context(parent),
+            links=[Link(_span_context(each)) for each in links],
+        )
+
+    def context_of(self, span: tracing.Span) -> str:
+        """The context of what happens in a span."""
+        carrier: dict[str, str] = {}
+        _format.inject(carrier, tracing.set_span_in_context(span))
+        return carrier["traceparent"]
+
+    def fail(self, span: tracing.Span, kind: str, message: str, traceback: str) -> None:
+        """Notes that what the span is of has failed, as OpenTelemetry's conventions for exceptions have it."""
+        span.add_event(
+            "exception",
+            {
+                "exception.type": kind,
+                "exception.message": message,
+                "exception.stacktrace": traceback,
+            },
+        )
+        span.set_status(Status(StatusCode.ERROR, f"{kind}: {message}"))
 
     def current(self) -> str | None:
         """The context of what is done just now."""
@@ -144,17 +170,7 @@ class Tracer:
             {"lattice.run_id": run_id, "lattice.task_id": task_id, "lattice.attempt": attempt}
         )
         if error is not None:
-            # As OpenTelemetry's conventions for exceptions have it.
-            span.add_event(
-                "exception",
-                {
-                    "exception.type": error["type"],
-                    "exception.message": error["message"],
-                    "exception.stacktrace": error["traceback"],
-                },
-                _nanoseconds(ended),
-            )
-            span.set_status(Status(StatusCode.ERROR, f"{error['type']}: {error['message']}"))
+            self.fail(span, error["type"], error["message"], error["traceback"])
         span.end(_nanoseconds(ended))
 
     def _past(self, name: str, parent: str, own: str, began: float) -> tracing.Span:

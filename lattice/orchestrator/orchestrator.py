@@ -25,6 +25,7 @@ from lattice.orchestrator.catalogue import Catalogue
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.housekeeping import Housekeeping
 from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.policies import Defaults, Limits, Retention
 from lattice.orchestrator.reading import Reading
@@ -34,7 +35,7 @@ from lattice.orchestrator.runs import Runs
 from lattice.orchestrator.starts import Starts
 from lattice.ports.environment import Clock, Gauges, IdSource, Telemetry
 from lattice.ports.execution import Call, CallResult, Dispatcher
-from lattice.ports.service import Once, TaskUpload
+from lattice.ports.service import LogMessages, Once, TaskUpload
 from lattice.ports.store import Store, ValueStorage, Write
 from lattice.ports.tracing import Traces
 from lattice.workflow import checks
@@ -121,9 +122,11 @@ class Orchestrator:
             feed.fail(error)
 
         journal = Journal(self._store, self._lease, self._clock, self._telemetry, fail)
+        logs = TaskLogs(journal, feed, self._clock, self._limits.max_log_bytes)
         runs = Runs(
             journal,
             feed,
+            logs,
             self._dispatcher,
             nodes,
             self._clock,
@@ -160,6 +163,7 @@ class Orchestrator:
                 self._dispatcher,
                 journal,
                 runs,
+                logs,
                 self._clock,
                 self._limits.max_result_bytes,
             ),
@@ -469,9 +473,11 @@ class Orchestrator:
         return (await parts.reading.record(run_id)).status
 
     async def follow(
-        self, run_id: RunId, workflow_id: WorkflowId | None, after: int
-    ) -> AsyncIterator[list[str]]:
+        self, run_id: RunId, workflow_id: WorkflowId | None, after: int, *, logs: bool = False
+    ) -> AsyncIterator[list[str] | LogMessages]:
         """Messages of a run after `after`, as JSON texts in groups, until the last.
+
+        With `logs` also what its tasks print: first all that is kept so far, then what is new as it comes.
 
         Raises:
             RunNotFoundError: there is no such run, or it is of another workflow.
@@ -482,8 +488,28 @@ class Orchestrator:
             record = await parts.reading.record(run_id)
             if workflow_id not in (None, record.workflow_id):
                 raise RunNotFoundError(run_id, workflow_id)
-        async for group in parts.feed.follow(run_id, after):
-            yield group
+        if not logs:
+            async for group in parts.feed.follow(run_id, after):
+                yield group
+            return
+        with parts.feed.listening(run_id) as listener:
+            async for printed in parts.reading.logs_so_far(run_id):
+                new = listener.new(printed)
+                if new is not None:
+                    yield new
+            async for group in parts.feed.follow(run_id, after, listener):
+                yield group
+
+    async def task_logs(
+        self, run_id: RunId, task_id: TaskId, attempt: int | None = None, after: str | None = None
+    ) -> dict[str, object]:
+        """A page of what a task has printed: `logs`, and `next`, which as `after` gives the next page.
+
+        Raises:
+            RunNotFoundError, TaskNotFoundError: there is no such run, or no such task in it.
+            InvalidRequestError: `after` is not what an answer had as `next`.
+        """
+        return await self._parts.reading.task_logs(run_id, task_id, attempt, after)
 
     async def task_result(self, run_id: RunId, task_id: TaskId) -> dict[str, object]:
         """The summary of a finished task's outputs. Raises ResultNotFoundError."""

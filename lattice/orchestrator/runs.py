@@ -27,10 +27,11 @@ from lattice.errors import (
 from lattice.ids import RunId, TaskId
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.policies import Limits
 from lattice.ports.environment import Clock, Telemetry
-from lattice.ports.execution import Argument, Dispatcher, Job, Report
+from lattice.ports.execution import Argument, Dispatcher, Job, Report, TaskLogged
 from lattice.ports.store import AppendMessage, FinishRun, Write
 from lattice.ports.tracing import Traces, attempt_context
 from lattice.workflow.commands import (
@@ -102,6 +103,7 @@ class Runs:
         self,
         journal: Journal,
         feed: Feed,
+        logs: TaskLogs,
         dispatcher: Dispatcher,
         nodes: NodeRegistry,
         clock: Clock,
@@ -115,6 +117,7 @@ class Runs:
         self._reserved = 0
         self._journal = journal
         self._feed = feed
+        self._logs = logs
         self._dispatcher = dispatcher
         self._nodes = nodes
         self._clock = clock
@@ -159,12 +162,14 @@ class Runs:
     def begin(self, run: Run, created: float, trace: str | None) -> None:
         """Starts a new run that was reserved, and is durable with its graph and its code."""
         self._reserved -= 1
+        _log.info("run %s started, %d tasks", run.run_id, run.unfinished, extra=_about(run.run_id))
         self._admit(run, created, trace)
         self._step(run.run_id, RunRequested(self._clock.now()))
 
     def resume(self, run: Run, created: float, trace: str | None) -> None:
         """Goes on with a run that was replayed from its log, whatever the bounds are now."""
         self._unfinished += run.unfinished
+        _log.info("run %s goes on", run.run_id, extra=_about(run.run_id))
         self._admit(run, created, trace)
         self._step(run.run_id, Recovered(self._clock.now()))
 
@@ -180,9 +185,24 @@ class Runs:
 
     def report(self, run_id: RunId, report: Report) -> None:
         """The dispatcher's word on an attempt. Words on runs that have ended are late and ignored."""
+        if isinstance(report, TaskLogged):
+            self._logs.take(run_id, report, running=self._is_running(run_id, report))
+            return
         live = self._live.get(run_id)
         progress = None if live is None else live.run.tasks.get(report.task_id)
         news = progress is not None and progress.attempt == report.attempt
+        if live is not None and not isinstance(report, TaskStarted):
+            self._logs.end(run_id, report.task_id, report.attempt)
+            if isinstance(report, TaskLost):
+                # What the error says may be the user's.
+                _log.warning(
+                    "attempt %d of task %s of run %s was lost: %s",
+                    report.attempt,
+                    report.task_id,
+                    run_id,
+                    report.error.type,
+                    extra=_about(run_id, report.task_id),
+                )
         self._step(run_id, self._renamed(report))
         if live is not None and news and not isinstance(report, TaskStarted):
             self._count(live.run, report)
@@ -198,6 +218,15 @@ class Runs:
         name = run.graph.tasks[end.task_id].name
         self._telemetry.attempt_ended(name, _OUTCOMES[type(end)], timing)
 
+    def _is_running(self, run_id: RunId, logged: TaskLogged) -> bool:
+        live = self._live.get(run_id)
+        progress = None if live is None else live.run.tasks.get(logged.task_id)
+        return (
+            progress is not None
+            and progress.attempt == logged.attempt
+            and progress.state in (TaskState.QUEUED, TaskState.RUNNING)
+        )
+
     def stop(self) -> None:
         """Ends what runs, for the next orchestrator to run it again. Later events change nothing."""
         self._stopped = True
@@ -207,6 +236,7 @@ class Runs:
                 if progress.state in (TaskState.QUEUED, TaskState.RUNNING):
                     self._dispatcher.cancel(run_id, task_id, progress.attempt)
         self._live.clear()
+        self._logs.stop()
 
     def _admit(self, run: Run, created: float, trace: str | None) -> None:
         if self._stopped:
@@ -214,7 +244,9 @@ class Runs:
         self._live[run.run_id] = _Live(run, created, trace)
         self._feed.open(run.run_id, run.last_seq)
 
-    def _renamed(self, report: Report) -> Report:
+    def _renamed(
+        self, report: TaskStarted | TaskSucceeded | TaskFailed | TaskLost
+    ) -> TaskStarted | TaskSucceeded | TaskFailed | TaskLost:
         """The report with the node under the id by which users know it."""
         if isinstance(report, TaskLost) or report.placement is None:
             return report
@@ -249,6 +281,7 @@ class Runs:
                     self._journal.append((), functools.partial(self._execute, live, command))
                 case Cancel(task_id, attempt):
                     self._dispatcher.cancel(run_id, task_id, attempt)
+                    self._logs.cancelled(run_id, task_id, attempt)
                 case ArmTimer():
                     self._arm(live, command)
                 case ArmDeadline(delay):
@@ -268,7 +301,7 @@ class Runs:
         run_id = live.run.run_id
         writes: list[Write] = []
         texts: list[str] = []
-        finished = False
+        ended: tuple[str, float] | None = None
         for command in commands:
             match command:
                 case Publish(message):
@@ -277,8 +310,8 @@ class Runs:
                     writes.append(write)
                     self._trace_attempt(live, message)
                 case Finish(status):
-                    finished = True
                     now = self._clock.now()
+                    ended = status, now - live.created
                     writes.append(FinishRun(run_id, status, now))
                     self._telemetry.run_finished(status, now - live.created)
                     if self._traces is not None and live.trace is not None:
@@ -291,9 +324,10 @@ class Runs:
 
             def durable() -> None:
                 self._feed.publish(run_id, texts)
-                if finished:
+                if ended is not None:
                     self._feed.close(run_id)
                     self._live.pop(run_id, None)
+                    _log.info("run %s ended %s after %.3f s", run_id, *ended, extra=_about(run_id))
 
             self._journal.append(writes, durable)
 
@@ -347,6 +381,12 @@ class Runs:
             trace=live.trace
             and attempt_context(live.trace, run.run_id, task.task_id, command.attempt),
         )
+
+
+def _about(run_id: RunId, task_id: TaskId | None = None) -> dict[str, object]:
+    """What a log line is about."""
+    about = {"run_id": run_id} if task_id is None else {"run_id": run_id, "task_id": task_id}
+    return {"about": about}
 
 
 def append_message(run_id: RunId, message: Message) -> AppendMessage:

@@ -133,6 +133,20 @@ class PutReply:
     created: float
 
 
+@dataclass(frozen=True, slots=True)
+class PutLog:
+    """A part of what an attempt has printed; put again at the same `position`, it takes the place of the former.
+
+    `position` is where it begins, in bytes of all that the attempt has printed; `document` is JSON text.
+    """
+
+    run_id: RunId
+    task_id: TaskId
+    attempt: int
+    position: int
+    document: str
+
+
 Write = (
     PutWorkflow
     | PutTask
@@ -145,6 +159,7 @@ Write = (
     | FinishRun
     | PutNode
     | PutReply
+    | PutLog
     | Removal
 )
 
@@ -180,6 +195,16 @@ class ReplyRecord:
 
     key: str
     fingerprint: str
+    document: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A stored part of what an attempt has printed."""
+
+    task_id: TaskId
+    attempt: int
+    position: int
     document: str
 
 
@@ -236,6 +261,21 @@ class Store(Removable, Protocol):
 
     def load_task_result(self, run_id: RunId, task_id: TaskId) -> str | None:
         """The JSON text of a task's `finish_task` message, found by an index; None if there is none."""
+
+    def load_logs(
+        self,
+        run_id: RunId,
+        limit: int,
+        *,
+        task_id: TaskId | None = None,
+        attempt: int | None = None,
+        after: tuple[TaskId, int, int] | None = None,
+    ) -> list[LogRecord]:
+        """Up to `limit` parts of what the tasks of a run have printed, by task, attempt and position.
+
+        With `task_id` and `attempt` only theirs; with `after` only what comes after that task, attempt and
+        position.
+        """
 
     def load_nodes(self) -> list[str]:
         """The registered nodes, as JSON texts, in the order in which they were first put."""

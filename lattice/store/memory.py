@@ -13,6 +13,7 @@ from typing import assert_never
 from lattice.errors import LeaseLostError, StoreRefusedError
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
 from lattice.ports.removal import (
+    DeleteLogs,
     DeleteMessages,
     DeleteReplies,
     DeleteRun,
@@ -29,8 +30,10 @@ from lattice.ports.store import (
     DeleteEdge,
     DeleteTask,
     FinishRun,
+    LogRecord,
     PutBlob,
     PutEdge,
+    PutLog,
     PutNode,
     PutReply,
     PutRun,
@@ -82,6 +85,7 @@ class MemoryStore:
         self._codes: dict[tuple[WorkflowId, TaskId], Digest | None] = {}
         self._replied: dict[str, float] = {}
         self._notes: dict[RunId, float] = {}
+        self._printed: dict[RunId, dict[tuple[TaskId, int, int], str]] = {}
 
     def acquire_lease(self) -> int:
         """Takes the lease; returns its number."""
@@ -178,6 +182,26 @@ class MemoryStore:
             documents = [message.document for message in messages if message.task_id == task_id]
         return next(filter(is_result, documents), None)
 
+    def load_logs(
+        self,
+        run_id: RunId,
+        limit: int,
+        *,
+        task_id: TaskId | None = None,
+        attempt: int | None = None,
+        after: tuple[TaskId, int, int] | None = None,
+    ) -> list[LogRecord]:
+        """Parts of what the tasks of a run have printed, by task, attempt and position."""
+        with self._lock:
+            found = sorted(self._printed.get(run_id, {}).items())
+        return [
+            LogRecord(*place, document)
+            for place, document in found
+            if task_id in (None, place[0])
+            and attempt in (None, place[1])
+            and (after is None or place > after)
+        ][:limit]
+
     def load_nodes(self) -> list[str]:
         """The registered nodes, first put first."""
         with self._lock:
@@ -217,7 +241,7 @@ class MemoryStore:
         return sorted(due, key=attrgetter("due"))[:limit]
 
     def leftovers(self, run_id: RunId, limit: int) -> Leftovers:
-        """Up to `limit` messages and up to `limit` outputs that are there of a run."""
+        """Up to `limit` messages, outputs and parts of logs each that are there of a run."""
         with self._lock:
             log = self._logs.get(run_id, _Log())
             messages = log.messages[:limit]
@@ -226,7 +250,9 @@ class MemoryStore:
                 for task_id, values in log.values.items()
                 for key, value in values.items()
             ]
-        return Leftovers(messages[-1].seq if messages else None, tuple(outputs[:limit]))
+            parts = sorted(self._printed.get(run_id, {}))[:limit]
+        last_seq = messages[-1].seq if messages else None
+        return Leftovers(last_seq, tuple(outputs[:limit]), tuple(parts))
 
     def referenced(self, locations: Collection[str]) -> set[str]:
         """Those of `locations` that an output of any run is at."""
@@ -327,6 +353,9 @@ class MemoryStore:
                 self._runs[write.run_id] = replace(
                     run, status=write.status, finished=write.finished
                 )
+            case PutLog():
+                place = write.task_id, write.attempt, write.position
+                self._printed.setdefault(write.run_id, {})[place] = write.document
             case PutNode():
                 self._nodes[write.node_id] = write.document
             case PutReply():
@@ -364,6 +393,12 @@ class MemoryStore:
                     log.values.get(task_id, {}).pop(key, None)
                 log.values = {task_id: values for task_id, values in log.values.items() if values}
                 self._drop_if_empty(removal.run_id)
+            case DeleteLogs():
+                printed = self._printed.get(removal.run_id, {})
+                for part in removal.parts:
+                    printed.pop(part, None)
+                if not printed:
+                    self._printed.pop(removal.run_id, None)
             case DeleteUnusedBlobs():
                 for digest in removal.digests:
                     if not self._is_used(digest):

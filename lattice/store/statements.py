@@ -16,6 +16,7 @@ from lattice.ports.store import (
     FinishRun,
     PutBlob,
     PutEdge,
+    PutLog,
     PutNode,
     PutReply,
     PutRun,
@@ -83,6 +84,10 @@ class WriteStatements:
             ["run_id", "task_id", "key"],
             ["size", "inline", "location"],
         )
+        #: An attempt that a crash made begin anew replaces what it had printed.
+        self.put_log = _upsert(
+            dialect, tables.task_logs, ["run_id", "task_id", "attempt", "position"], ["document"]
+        )
         self.finish_run = (
             update(tables.runs)
             .where(tables.runs.c.run_id == bindparam("ended_run"))
@@ -111,6 +116,7 @@ class WriteStatements:
             self.put_run: [],
             self.append_message: [],
             self.put_value: [],
+            self.put_log: [],
             self.finish_run: [],
             self.put_node: [],
             self.put_reply: [],
@@ -167,6 +173,16 @@ class WriteStatements:
                             "fingerprint": write.fingerprint,
                             "document": write.document,
                             "created": write.created,
+                        }
+                    )
+                case PutLog():
+                    of_kind[self.put_log].append(
+                        {
+                            "run_id": write.run_id,
+                            "task_id": write.task_id,
+                            "attempt": write.attempt,
+                            "position": write.position,
+                            "document": write.document,
                         }
                     )
                 case PutNode():

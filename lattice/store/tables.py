@@ -153,6 +153,18 @@ task_values = Table(
     ),
 )
 
+#: What attempts have printed, in parts; `position` in bytes.
+task_logs = Table(
+    "task_logs",
+    metadata,
+    Column("run_id", Text, nullable=False),
+    Column("task_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("document", Text, nullable=False),
+    PrimaryKeyConstraint("run_id", "task_id", "attempt", "position"),
+)
+
 nodes = Table(
     "nodes",
     metadata,

@@ -325,7 +325,7 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(url: str) -> No
     with connected(url) as engine:
         with for_writing(engine).begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(StoreRefusedError, match=r"revision 9999.*newest is 0003"):
+        with pytest.raises(StoreRefusedError, match=r"revision 9999.*newest is 0004"):
             open_store(url)
         with engine.connect() as connection:
             found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()

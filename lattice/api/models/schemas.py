@@ -335,6 +335,28 @@ class TaskResultResponse(StatusResponse):
     )
 
 
+class LogEntry(_Model):
+    """Text that an attempt of a task has printed or logged; the texts in their order are what it printed."""
+
+    attempt: int
+    offset: int = Field(
+        description="Where it begins, in bytes of all that the attempt has printed."
+    )
+    time: str = Field(description="ISO 8601, UTC.")
+    stream: Literal["stdout", "stderr", "log"]
+    level: str | None = Field(default=None, description="Of a record of `logging`.")
+    logger: str | None = Field(default=None, description="Of a record of `logging`.")
+    text: str
+    cut: int = Field(description="Bytes that were printed before it and not kept.")
+
+
+class TaskLogsResponse(StatusResponse):
+    logs: list[LogEntry]
+    next: str | None = Field(
+        description="As `after`, it gives the next page; null if there is none."
+    )
+
+
 # -- LangGraph ---------------------------------------------------------------------------------
 
 
