@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 from lattice.errors import (
     InvalidTransitionError,
@@ -337,16 +337,18 @@ class Runs:
         if self._traces is None or live.trace is None or task_id is None:
             return
         if message.type in _ATTEMPT_ENDS:
-            progress = live.run.tasks[task_id]
+            # The task itself may have begun its next attempt.
+            data = cast("Mapping[str, Any]", message.data)
+            ended = self._clock.now()
             self._traces.attempt_ended(
                 live.trace,
                 live.run.run_id,
                 task_id,
                 live.run.graph.tasks[task_id].name,
-                progress.attempt,
-                progress.queued_at,
-                self._clock.now(),
-                cast("Mapping[str, str] | None", message.data.get("error")),
+                data["attempt"],
+                ended - sum(data["timing"].values()),
+                ended,
+                data.get("error"),
             )
 
     def _arm(self, live: _Live, timer: ArmTimer) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.otlp import Receiver, receiving
-from tests.running import Service, running_service, wait_for
+from tests.running import ROOT, Service, running_service, wait_for
 from tests.service.rest import Rest, outputs
 
 ONE = "def one(params):\n    return {'out': 1}\n"
+BATCH = "def batch(items):\n    return [{'out': 1} for _ in items]\n"
 FAILS = "def fails(params):\n    raise ValueError('no')\n"
+MONITORING = ROOT / "configs" / "monitoring"
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +90,36 @@ def test_a_receiver_gets_the_metrics(exporter: str, monkeypatch: pytest.MonkeyPa
 def counted(receiver: Receiver, name: str) -> int:
     """What the histograms of all processes have counted."""
     return sum(point.count for points in receiver.points(name).values() for point in points)
+
+
+def test_dashboard_and_alerts_ask_for_metrics_that_exist(two_ingresses: Service) -> None:
+    """Each name in an expression is one that the service has, with the labels that are used."""
+    with Rest(two_ingresses.url) as rest:
+        use(rest)
+        config = {"enabled": True, "batch_size": 2, "batch_timeout": 0}
+        workflow_id = rest.workflow()
+        rest.task(workflow_id, "batch", BATCH, task_output=outputs("out"), batch_config=config)
+        rest.messages(workflow_id, rest.run(workflow_id))
+        found: dict[str, set[str]] = {}
+        for family in text_string_to_metric_families(rest.http.get("/metrics").text):
+            for sample in family.samples:
+                found.setdefault(sample.name, set()).update(sample.labels)
+    dashboard = json.loads((MONITORING / "grafana-dashboard.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    alerts = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
+    asked += [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
+    assert len(asked) > 20
+    for expression in asked:
+        names = re.findall(r"\b(?:lattice|http_server)_\w+", expression)
+        assert names
+        assert [name for name in names if name not in found] == []
+        labels = {
+            label
+            for each in re.findall(r"by \(([^)]*)\)", expression)
+            for label in each.split(", ")
+        }
+        labels |= set(re.findall(r"(\w+)=\"", expression)) - {"job"}
+        assert labels <= set().union(*(found[name] for name in names)), expression
+    scrape = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
+    assert scrape["rule_files"] == ["alerts.yaml"]
+    assert scrape["scrape_configs"][0]["static_configs"][0]["targets"] == ["127.0.0.1:8000"]

@@ -185,6 +185,9 @@ def test_a_bad_exporter_is_refused_before_anything_starts(builder: Builder) -> N
     with pytest.raises(InvalidRequestError, match="metrics_exporter: found 'odd'"):
         create_app(metrics_exporter="odd")
     settings = LatticeSettings(metrics_exporter="otlp_http", metrics_endpoint="here")
+    for wrong in ({"traces_exporter": "odd"}, {"traces_exporter": "otlp", "traces_endpoint": "x"}):
+        with pytest.raises(InvalidRequestError, match=r"traces_e\w+: found"):
+            create_app(settings=LatticeSettings(**wrong))
     with pytest.raises(InvalidRequestError, match="metrics_endpoint: found 'here'"):
         create_app(settings=settings)
     assert builder.built == []
