@@ -180,6 +180,43 @@ async def test_listeners_get_messages_and_logs_in_order(world: World) -> None:
     assert world.orchestrator._parts.feed._listeners == {}
 
 
+async def test_a_listener_that_lags_gets_them_in_order_too(world: World) -> None:
+    """What was printed comes after the message it came after, and before the next."""
+    run_id = await start(world)
+    b = TaskId("b")
+    stream = world.orchestrator.follow(run_id, None, 0, logs=True)
+    world.dispatcher.start_job(run_id, A)
+    found = [str(await anext(aiter(stream)))]
+    world.dispatcher.succeed(run_id, A, out=b"")
+    world.dispatcher.start_job(run_id, b)
+    say(world, run_id, (0, "words of b\n"), task_id=b)
+    world.dispatcher.succeed(run_id, b, out=b"")
+    await world.orchestrator._parts.journal.barrier()
+    async for group in stream:
+        texts = [text for _, text in group.texts] if isinstance(group, LogMessages) else group
+        found += [json.loads(text)["type"] for text in texts]
+    assert found[1:] == [
+        "finish_task",
+        "start_task",
+        "task_log",
+        "finish_task",
+        "finish_workflow",
+    ]
+
+
+async def test_parts_that_overlap_are_read_once(world: World) -> None:
+    """What an attempt tells again after it was cancelled is stored beside what was held."""
+    run_id = await start(world)
+    for number in range(50):
+        say(world, run_id, (number * 1000, "x" * 1000))
+    await world.orchestrator.cancel_run(run_id)
+    say(world, run_id, (45_500, "z" * 1000), (46_500, "z" * 4000), final=True)
+    end = 0
+    for offset, text, cut in await logs(world, run_id):
+        assert offset == end + cut
+        end = offset + len(text)
+
+
 async def test_a_slow_listener_is_bounded(world: World) -> None:
     """It loses the oldest, and sees by the offsets that it did."""
     run_id = await start(world)
