@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from lattice import LatticeClient
+from lattice import LatticeClient, task
 from tests.otlp import Receiver, receiving
 from tests.running import ORCHESTRATOR, Service, running_service, wait_for
 from tests.service.rest import Rest, inputs, outputs
@@ -39,8 +39,14 @@ def waits(params):
         time.sleep(0.05)
     return {"out": 1}
 """
+
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
+
+
+@task
+def nothing() -> None:
+    """Does nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +196,11 @@ def test_the_sdk_passes_the_callers_trace_on(receiver: Receiver, service: Servic
         LatticeClient(service.url) as client,
         tracer.start_as_current_span("program") as span,
     ):
-        client.create_workflow()
+        workflow = client.create_workflow()
+        workflow.add_task(nothing)
+        workflow.run()
         context = trace.get_current_span().get_span_context()
         trace_id = f"{context.trace_id:032x}"
-    request = of_trace(receiver, trace_id, "POST /create_workflow")["POST /create_workflow"]
+    name = "POST /submit_workflow"
+    request = of_trace(receiver, trace_id, name)[name]
     assert request.parent_span_id.hex() == f"{span.get_span_context().span_id:016x}"
