@@ -96,7 +96,7 @@ class Runs:
     def _is_taken_up(self, run_id: str) -> bool:
         """Whether its second task is with the dispatcher."""
         found = answered(self._http, "GET", f"/runs/{run_id}").json()
-        states = {each["task_id"]: each["state"] for each in found["tasks"]}
+        states = {each["task_id"]: each["state"] for each in found["run"]["tasks"]}
         return states["b"] in ("queued", "running")
 
     def recovery(self, key: str) -> float:
