@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-#: Without TCP no port can clash. Tests do not cut the power, so they need no fsync.
-_OPTIONS = "-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
+_names = itertools.count(1)
+
+#: Without TCP no port can clash.
+_OPTIONS = "-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync={fsync}"
 
 
 def binaries() -> Path | None:
@@ -33,7 +38,9 @@ def _server_user() -> str | None:
 class PostgresqlServer:
     """A server that trusts everybody who can reach its socket, which is in `folder`."""
 
-    def __init__(self, programs: Path) -> None:
+    def __init__(self, programs: Path, *, fsync: bool = False) -> None:
+        # Tests do not cut the power, so they need no fsync; benchmarks do.
+        self._fsync = "on" if fsync else "off"
         self._programs = programs
         self._user = _server_user()
         # A socket's path is limited to about 100 bytes, so the folder of the test session will not do.
@@ -50,7 +57,7 @@ class PostgresqlServer:
 
     def start(self) -> None:
         """Starts it, and waits until it answers."""
-        options = _OPTIONS.format(folder=self.folder)
+        options = _OPTIONS.format(folder=self.folder, fsync=self._fsync)
         log = f"{self._data}/log"
         self._run("pg_ctl", "start", "-D", self._data, "-l", log, "-o", options, "-w")
 
@@ -72,3 +79,33 @@ class PostgresqlServer:
             stdout=subprocess.DEVNULL,
             timeout=120,
         )
+
+
+@contextmanager
+def server(*, fsync: bool) -> Iterator[PostgresqlServer]:
+    """A server that runs meanwhile. There must be `binaries`."""
+    programs = binaries()
+    assert programs is not None
+    found = PostgresqlServer(programs, fsync=fsync)
+    try:
+        found.start()
+        try:
+            yield found
+        finally:
+            found.stop()
+    finally:
+        found.remove()
+
+
+@contextmanager
+def new_database(found: PostgresqlServer) -> Iterator[str]:
+    """The URL of a new, empty database, which is dropped at the end."""
+    import psycopg
+
+    name = f"lattice_{next(_names)}"
+    maintenance = f"host={found.folder} user=lattice dbname=postgres"
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield found.url(name)
+        # By force: a connection that a test left open would be found as a leak, not here.
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

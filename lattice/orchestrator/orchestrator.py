@@ -18,7 +18,6 @@ from lattice.errors import (
     LatticeError,
     OrchestratorNotInitializedError,
     RunNotFoundError,
-    UnavailableError,
 )
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
 from lattice.orchestrator.catalogue import Catalogue
@@ -29,7 +28,7 @@ from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.policies import Defaults, Limits, Retention
 from lattice.orchestrator.reading import Reading
-from lattice.orchestrator.recovery import rebuild
+from lattice.orchestrator.recovery import Graphs, rebuild_each
 from lattice.orchestrator.replies import Effect, Replies
 from lattice.orchestrator.runs import Runs
 from lattice.orchestrator.starts import Starts
@@ -47,6 +46,9 @@ _log = logging.getLogger(__name__)
 
 #: The list of the engine's nodes is asked for again after this many seconds.
 _NODES_FRESH = 1.0
+
+#: Runs that are rebuilt in one go of a thread, which is slow to get its turn on a busy machine.
+_REBUILT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,16 +202,11 @@ class Orchestrator:
 
     async def _resume(self, runs: Runs) -> None:
         records = await asyncio.to_thread(self._store.unfinished_runs)
-        for record in records:
-            try:
-                run = await asyncio.to_thread(rebuild, self._store, record, with_values=True)
-            except (LatticeError, ValueError, KeyError) as error:
-                if isinstance(error, UnavailableError):
-                    raise
-                # One run that cannot be read must not keep the others from going on.
-                _log.exception("run %s cannot be read and does not go on", record.run_id)
-                continue
-            runs.resume(run, record.created, record.trace)
+        graphs = Graphs(self._store)
+        for start in range(0, len(records), _REBUILT):
+            some = records[start : start + _REBUILT]
+            for record, run in await asyncio.to_thread(rebuild_each, self._store, some, graphs):
+                runs.resume(run, record.created, record.trace)
         if records:
             _log.info("went on with %d unfinished runs", len(records))
 
