@@ -175,7 +175,7 @@ def _check_task(
     """`begins` and `ends` are the times of a task's marks while the run was its workflow's last."""
     name = f"{task} of {run.shape} run {run.run_id} ({run.nonce})"
     found = verdict.violations
-    told = [seen for seen in run.seen if run.names.get(seen.event.data.get("task_id")) == task]
+    told = [seen for seen in run.seen if run.names.get(seen.event.data.get("task_id", "")) == task]
     finish = next((seen for seen in told if isinstance(seen.event, FinishTask)), None)
     if finish is not None:
         taken_over = "taken_from" in finish.event.data

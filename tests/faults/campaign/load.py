@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from lattice import LatticeClient, LatticeError, Run, Workflow
@@ -91,7 +92,7 @@ class Client(threading.Thread):
         notes.names = {task.task_id: task.name for task in workflow.tasks}
         return run, notes
 
-    def _asked(self, ask) -> Run:
+    def _asked(self, ask: Callable[[], Run]) -> Run:
         """The answer to a request for a run; one that gets none is counted."""
         try:
             return ask()

@@ -40,5 +40,8 @@ def leave(file: str, moment: str, nonce: str, task: str, call: str = "") -> str:
 
 def read(file: Path) -> list[Mark]:
     """All lines, in the order in which they were written."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [Mark(*fields[:4], at=float(fields[4])) for fields in map(str.split, lines)]
+    found = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        moment, nonce, task, call, at = line.split()
+        found.append(Mark(moment, nonce, task, call, float(at)))
+    return found

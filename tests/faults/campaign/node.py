@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from typing import Any
 
 import httpx
 import psutil
@@ -23,10 +24,11 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
 
     def join(self) -> None:
-        """Starts it, waits until the engine has it, and registers it."""
-        with httpx.Client(base_url=self._service.url, timeout=30) as http:
-            port = http.post("/get_head_ray_port").raise_for_status().json()["port"]
-            known = {each["node_id"] for each in self._workers(http)}
+        """Starts it, waits until the engine has it, and registers it. The service may still be recovering."""
+        with httpx.Client(base_url=self._service.url, timeout=10) as self._http:
+            port = self._asked("POST", "/get_head_ray_port")["port"]
+            # By the engine's ids: a node with the address of one that was lost is taken for that one.
+            known = {each["engine_node_id"] for each in self._workers()} | {None}
             command = (
                 ". .venv/bin/activate && exec ray start --block --disable-usage-stats "
                 f"--address 127.0.0.1:{port} --num-cpus 1"
@@ -41,22 +43,32 @@ class Node:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            new = wait_for("the second node", lambda: self._new(http, known))
-            body = {key: new[key] for key in ("node_id", "node_ip")} | {"resources": {"cpu": 1}}
-            http.post("/connect_worker", json=body).raise_for_status()
-            self._notes.nodes.append(new["node_id"])
+            new = wait_for("the second node", lambda: self._new(known))
+            node_id = new["engine_node_id"]
+            body = {"node_id": node_id, "node_ip": new["node_ip"], "resources": {"cpu": 1}}
+            self._asked("POST", "/connect_worker", json=body)
+            self._notes.nodes.append(node_id)
 
-    def _workers(self, http: httpx.Client) -> list[dict[str, str]]:
-        return http.get("/workers").raise_for_status().json()["workers"]
+    def _asked(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """The answer to a request that may be sent any number of times."""
 
-    def _new(self, http: httpx.Client, known: set[str]) -> dict[str, str] | None:
+        def ask() -> dict[str, Any] | None:
+            with contextlib.suppress(httpx.HTTPError):
+                answer = self._http.request(method, path, **options)
+                if answer.status_code == 200:
+                    return dict(answer.json())
+            return None
+
+        return dict(wait_for(f"an answer to {path}", ask))
+
+    def _workers(self) -> list[dict[str, Any]]:
+        return list(self._asked("GET", "/workers")["workers"])
+
+    def _new(self, known: set[str | None]) -> dict[str, Any] | None:
         assert self._process is not None
-        assert self._process.poll() is None, f"ray start ended: {self._service.log}"
-        with contextlib.suppress(httpx.HTTPError):
-            return next(
-                (each for each in self._workers(http) if each["node_id"] not in known), None
-            )
-        return None
+        assert self._process.poll() is None, f"ray start ended: {self._service.log.read_text()}"
+        found = self._workers()
+        return next((each for each in found if each["engine_node_id"] not in known), None)
 
     def processes(self) -> list[psutil.Process]:
         """Its own processes, the raylet first."""
