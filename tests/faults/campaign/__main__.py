@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -16,6 +17,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="how many kills")
     parser.add_argument("--seed", type=int, default=0, help="draws what is killed, and when")
     options = parser.parse_args()
+    # Its service and node are stopped whoever ends it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
 
     def say(text: str) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
@@ -68,6 +69,9 @@ class Campaign:
         self._http = httpx.Client(base_url=service.url, timeout=2)
         self._kills: list[Kill] = []
         self._orchestrators: set[int] = set()
+        # The load and other kills go on while a node joins.
+        self._joining = ThreadPoolExecutor(1, "joining")
+        self._joined = self._joining.submit(self._node.join)
 
     def run(self, kills: int) -> Result:
         """Kills as planned, waits until every run has ended, and checks."""
@@ -79,7 +83,6 @@ class Campaign:
             for number in range(CLIENTS)
         ]
         try:
-            self._node.join()
             for client in clients:
                 client.start()
             wait_for("a first run", lambda: any(run.ended for run in self._notes.runs))
@@ -90,6 +93,7 @@ class Campaign:
             end = time.monotonic() + PATIENCE
             for client in clients:
                 client.join(max(0.0, end - time.monotonic()))
+            self._joined.result()
             self._look_for_orchestrators()
             verdict = check(
                 self._notes,
@@ -100,6 +104,7 @@ class Campaign:
             )
         finally:
             stop.set()
+            self._joining.shutdown(cancel_futures=True)
             self._node.kill()
             self._http.close()
         return Result(
@@ -112,6 +117,8 @@ class Campaign:
         )
 
     def _strike(self, step: Step) -> None:
+        if step.kind in (NODE, SERVICE):
+            self._joined.result()
         time.sleep(step.pause)
         self._look_for_orchestrators()
         flying = self._notes.in_flight()
@@ -122,7 +129,7 @@ class Campaign:
         if step.waits:
             self._recover(kill, flying)
         if step.kind in (NODE, SERVICE):
-            self._node.join()
+            self._joined = self._joining.submit(self._node.join)
         self._say(str(kill))
 
     def _look_for_orchestrators(self) -> None:

@@ -6,13 +6,14 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from typing import Any
 
 import httpx
 import psutil
 
 from tests.faults.campaign.notes import Notes
-from tests.running import ROOT, Service, wait_for
+from tests.running import PATIENCE, ROOT, Service, wait_for
 
 
 class Node:
@@ -29,25 +30,36 @@ class Node:
             port = self._asked("POST", "/get_head_ray_port")["port"]
             # By the engine's ids: a node with the address of one that was lost is taken for that one.
             known = {each["engine_node_id"] for each in self._workers()} | {None}
-            command = (
-                ". .venv/bin/activate && exec ray start --block --disable-usage-stats "
-                f"--address 127.0.0.1:{port} --num-cpus 1"
-            )
-            with self._service.log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    ["bash", "-c", command],
-                    cwd=ROOT,
-                    # A cluster that `serve run` starts has a token.
-                    env={**self._service.environ, "RAY_AUTH_MODE": "token"},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            new = wait_for("the second node", lambda: self._new(known))
+            new = wait_for("the second node", lambda: self._new(port, known), 3 * PATIENCE)
             node_id = new["engine_node_id"]
             body = {"node_id": node_id, "node_ip": new["node_ip"], "resources": {"cpu": 1}}
             self._asked("POST", "/connect_worker", json=body)
             self._notes.nodes.append(node_id)
+
+    def _new(self, port: int, known: set[str | None]) -> dict[str, Any] | None:
+        """The node, once the engine has it. On a busy machine it may take the engine more than one try."""
+        if self._process is None or self._process.poll() is not None:
+            self.kill()
+            self._start(port)
+        time.sleep(0.5)
+        found = self._workers()
+        return next((each for each in found if each["engine_node_id"] not in known), None)
+
+    def _start(self, port: int) -> None:
+        command = (
+            ". .venv/bin/activate && exec ray start --block --disable-usage-stats "
+            f"--address 127.0.0.1:{port} --num-cpus 1"
+        )
+        with self._service.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=ROOT,
+                # A cluster that `serve run` starts has a token.
+                env={**self._service.environ, "RAY_AUTH_MODE": "token"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def _asked(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """The answer to a request that may be sent any number of times."""
@@ -63,12 +75,6 @@ class Node:
 
     def _workers(self) -> list[dict[str, Any]]:
         return list(self._asked("GET", "/workers")["workers"])
-
-    def _new(self, known: set[str | None]) -> dict[str, Any] | None:
-        assert self._process is not None
-        assert self._process.poll() is None, f"ray start ended: {self._service.log.read_text()}"
-        found = self._workers()
-        return next((each for each in found if each["engine_node_id"] not in known), None)
 
     def processes(self) -> list[psutil.Process]:
         """Its own processes, the raylet first."""
