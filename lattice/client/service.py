@@ -304,11 +304,19 @@ class Service:
                 if self._now() + wait >= deadline or not self._answered:
                     raise ConnectionFailedError(self.url, str(error)) from error
             else:
-                self._answered = True
+                own = response.status < 400 or _is_own(response)
+                passing = response.status == 503 or (
+                    # The proxy in front of the service, while it restarts: it knows no path yet (404), or
+                    # nobody who answers, and then what was sent may have arrived.
+                    not own
+                    and self._answered
+                    and (response.status == 404 or (response.status >= 500 and repeatable))
+                )
+                self._answered |= own
                 if response.status < 400:
                     return response
                 wait = max(wait, _retry_after(response))
-                if response.status != 503 or self._now() + wait >= deadline:
+                if not passing or self._now() + wait >= deadline:
                     raise ServiceError(response.status, _detail(response))
             self._pause(wait)
             wait = min(wait * 2, _LONGEST_PAUSE)
@@ -327,6 +335,14 @@ def checked_url(url: str) -> str:
             "url", repr(url), "an address such as 'http://127.0.0.1:8000' is allowed"
         )
     return url.rstrip("/")
+
+
+def _is_own(response: Response) -> bool:
+    """Whether a refusal is the service's own: it is JSON and says why."""
+    try:
+        return "detail" in json.loads(response.body)
+    except (ValueError, TypeError):
+        return False
 
 
 def _retry_after(response: Response) -> float:

@@ -17,6 +17,10 @@ from websockets.sync.client import ClientConnection, connect
 from lattice.client.errors import ConnectionFailedError, DeadlineError, ServiceError
 from lattice.client.transport import is_local
 
+#: What a proxy in front of the service answers while it restarts, which knows no path then (404) or nobody who
+#: answers. The service itself refuses with a close code.
+_PASSING = (404, 500, 502, 503, 504)
+
 #: Close codes in the range for applications; the last three digits are an HTTP status.
 _REFUSALS = range(4000, 5000)
 
@@ -78,7 +82,7 @@ def open_socket(url: str, timeout: float) -> Iterator[Messages]:
             )
         except InvalidStatus as error:
             status = error.response.status_code
-            if status in (502, 503, 504):
+            if status in _PASSING:
                 raise LostError(f"status {status}") from error
             detail = error.response.body.decode(errors="replace") if error.response.body else ""
             raise ServiceError(status, detail or error.response.reason_phrase) from error
