@@ -120,7 +120,8 @@ class Victims:
         return found
 
     def _kill_service(self) -> None:
-        for process in [*self._service.processes(), psutil.Process(self._service.process.pid)]:
+        for process in self._service.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        self._service.process.kill()
         self._service.process.wait()
