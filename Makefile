@@ -4,7 +4,7 @@ PYTHON ?= python3
 CONFIG ?= configs/lattice.yaml
 BIN := .venv/bin
 
-.PHONY: setup serve test check format lock
+.PHONY: setup serve test loadtest check format lock
 
 setup: .venv/ready
 
@@ -29,6 +29,10 @@ serve: setup
 
 test: setup
 	$(BIN)/pytest
+
+# Starts a service of its own, and fails where a limit of loadtests/load.py is broken.
+loadtest: setup
+	$(BIN)/python -m loadtests.load --users 20 --seconds 75
 
 check: setup
 	$(BIN)/ruff format --check .
