@@ -141,6 +141,8 @@ class MetricsMiddleware:
         self._websockets = meter.create_up_down_counter(
             "lattice.websockets.open", description="Open WebSockets."
         )
+        # One that has counted nothing would not be there to be looked at.
+        self._websockets.add(0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

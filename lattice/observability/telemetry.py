@@ -107,6 +107,8 @@ class MeterTelemetry(Telemetry):
         self._failures = meter.create_counter(
             "lattice.store.failures", unit="{commit}", description="Commits that failed."
         )
+        # A counter that has counted nothing would not be there to be looked at.
+        self._failures.add(0)
 
     def watch(self, read: Callable[[], Gauges]) -> None:
         def observing(
