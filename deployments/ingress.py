@@ -15,10 +15,12 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deployments import engine_headers
 from deployments.orchestrator import Refusal
+from deployments.serve_logs import use_serve_logs
 from lattice.api.server import create_app
 from lattice.errors import UnavailableError
 from lattice.ids import RunId, WorkflowId
-from lattice.ports.service import Once, OrchestratorService
+from lattice.observability.traces import current
+from lattice.ports.service import LogMessages, Once, OrchestratorService
 from lattice.settings import LatticeSettings
 
 #: How long a call may take beyond what it does by itself, in seconds: a restart of the orchestrator
@@ -35,6 +37,7 @@ _REPEATABLE = frozenset(
         "describe_run",
         "cancel_run",
         "task_result",
+        "task_logs",
         "value_json",
         "value_pickle",
         "connect_worker",
@@ -48,7 +51,10 @@ _ENGINE_ERRORS = (ray.exceptions.RayError, RayServeException)
 
 
 class RemoteOrchestrator:
-    """Implements `lattice.ports.service.OrchestratorService` by calls to the orchestrator's deployment."""
+    """Implements `lattice.ports.service.OrchestratorService` by calls to the orchestrator's deployment.
+
+    The metrics of all processes come together there, too: `lattice.api.dependencies.Exposition`.
+    """
 
     def __init__(self, handle: DeploymentHandle[Any], call_timeout: float) -> None:
         self._handle = handle
@@ -67,13 +73,14 @@ class RemoteOrchestrator:
         self, method: str, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
         seconds = _CALL_SECONDS
+        trace = current()
         if method == "run_langgraph_task":
             seconds += self._call_timeout
         try:
             async with asyncio.timeout(seconds):
                 while True:
                     try:
-                        answer = await self._handle.call.remote(method, args, kwargs)
+                        answer = await self._handle.call.remote(method, args, kwargs, trace)
                     except ray.exceptions.RayTaskError:
                         raise  # a defect in the orchestrator, which would only come again
                     except _ENGINE_ERRORS as error:
@@ -92,13 +99,22 @@ class RemoteOrchestrator:
             raise answer.error
         return answer
 
+    async def publish(self, process: str, text: bytes) -> bytes:
+        """Metrics of all processes. Raises UnavailableError when the orchestrator is not there."""
+        try:
+            return cast(bytes, await self._handle.publish_metrics.remote(process, text))
+        except ray.exceptions.RayTaskError:
+            raise
+        except _ENGINE_ERRORS as error:
+            raise _unavailable(error) from error
+
     async def follow(
-        self, run_id: RunId, workflow_id: WorkflowId | None, after: int
-    ) -> AsyncIterator[list[str]]:
+        self, run_id: RunId, workflow_id: WorkflowId | None, after: int, *, logs: bool = False
+    ) -> AsyncIterator[list[str] | LogMessages]:
         """Messages of a run. Raises UnavailableError when the orchestrator dies; follow again then."""
         stream = cast(
-            "DeploymentResponseGenerator[list[str] | Refusal]",
-            self._handle.options(stream=True).follow.remote(run_id, workflow_id, after),
+            "DeploymentResponseGenerator[list[str] | LogMessages | Refusal]",
+            self._handle.options(stream=True).follow.remote(run_id, workflow_id, after, logs),
         )
         try:
             async for group in stream:
@@ -126,13 +142,17 @@ class Ingress:
         self._orchestrator = orchestrator
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        use_serve_logs(self._settings.log_format)
         service = RemoteOrchestrator(self._orchestrator, self._settings.call_timeout)
+        replica = serve.get_replica_context().replica_id.unique_id
         app: FastAPI = create_app(
             metrics_enabled=self._settings.metrics_enabled,
             metrics_exporter=self._settings.metrics_exporter,
             metrics_endpoint=self._settings.metrics_endpoint,
             orchestrator=cast(OrchestratorService, service),
             settings=self._settings,
+            exposition=service,
+            process=f"ingress-{replica}",
         )
         return app
 

@@ -4,6 +4,8 @@ Serve restarts it when its process dies or its health check fails, and calls mad
 update can have two alive for a moment; the lease in the store lets only the newer one write.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +13,22 @@ from typing import Any
 from ray import serve
 
 from deployments.routing import new_dispatcher
+from deployments.serve_logs import use_serve_logs
 from lattice.assembly import build_orchestrator
-from lattice.errors import LatticeError
+from lattice.errors import LatticeError, StoreRefusedError, StoreUnavailableError
+from lattice.observability.exposition import Published, merge
+from lattice.observability.metrics import Metrics
+from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
+from lattice.observability.traces import tracer_of, within
+from lattice.orchestrator import Orchestrator
+from lattice.ports.environment import Telemetry
+from lattice.ports.service import LogMessages
 from lattice.settings import LatticeSettings
+
+_log = logging.getLogger(__name__)
+
+#: How long until a database that cannot be reached at the start is tried again, in seconds.
+_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +57,107 @@ class OrchestratorDeployment:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: LatticeSettings
     ) -> None:
-        self._orchestrator = build_orchestrator(settings, around=new_dispatcher)
-        await self._orchestrator.start_monitor()
+        use_serve_logs(settings.log_format)
+        self._settings = settings
+        self._metrics: Metrics | None = None
+        self._telemetry: Telemetry = NoTelemetry()
+        if settings.metrics_enabled:
+            self._metrics = Metrics(
+                settings.metrics_exporter, settings.metrics_endpoint, "orchestrator"
+            )
+            self._telemetry = MeterTelemetry(self._metrics.meter)
+        self._tracer = tracer_of(
+            settings.traces_exporter,
+            settings.traces_endpoint,
+            "orchestrator",
+            settings.traces_sample_ratio,
+        )
+        self._published = Published()
+        #: The orchestrator, or why there is none yet: its database is away.
+        self._orchestrator: Orchestrator | StoreUnavailableError = await self._try_to_start()
+        self._starting: asyncio.Task[None] | None = None
+        if isinstance(self._orchestrator, StoreUnavailableError):
+            # A replica that failed to start would be tried again more and more rarely, and calls would wait.
+            self._starting = asyncio.create_task(self._keep_trying())
 
-    async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        """Calls a method of the orchestrator; an expected error comes back as a `Refusal`."""
+    async def _try_to_start(self) -> Orchestrator | StoreUnavailableError:
         try:
-            return await getattr(self._orchestrator, method)(*args, **kwargs)
+            orchestrator = await asyncio.to_thread(
+                build_orchestrator,
+                self._settings,
+                telemetry=self._telemetry,
+                traces=self._tracer,
+                around=new_dispatcher,
+            )
+            try:
+                await orchestrator.start_monitor()
+            except BaseException:
+                await orchestrator.close()
+                raise
+        except StoreRefusedError:
+            raise
+        except StoreUnavailableError as error:
+            _log.warning("the database is away, trying again every %g s: %s", _PAUSE, error)
+            return error
+        return orchestrator
+
+    async def _keep_trying(self) -> None:
+        while isinstance(self._orchestrator, StoreUnavailableError):
+            await asyncio.sleep(_PAUSE)
+            self._orchestrator = await self._try_to_start()
+
+    async def call(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], trace: str | None
+    ) -> object:
+        """Calls a method of the orchestrator; an expected error comes back as a `Refusal`.
+
+        `trace` is the trace context of the request.
+        """
+        if isinstance(self._orchestrator, StoreUnavailableError):
+            return Refusal(self._orchestrator)
+        try:
+            with within(trace):
+                return await getattr(self._orchestrator, method)(*args, **kwargs)
         except LatticeError as error:
             return Refusal(error)
 
     async def follow(
-        self, run_id: Any, workflow_id: Any, after: int
-    ) -> AsyncIterator[list[str] | Refusal]:
+        self, run_id: Any, workflow_id: Any, after: int, logs: bool
+    ) -> AsyncIterator[list[str] | LogMessages | Refusal]:
         """Messages of a run in groups; an expected error comes as a last `Refusal`."""
+        if isinstance(self._orchestrator, StoreUnavailableError):
+            yield Refusal(self._orchestrator)
+            return
         try:
-            async for group in self._orchestrator.follow(run_id, workflow_id, after):
+            async for group in self._orchestrator.follow(run_id, workflow_id, after, logs=logs):
                 yield group
         except LatticeError as error:
             yield Refusal(error)
 
+    async def publish_metrics(self, process: str, text: bytes) -> bytes:
+        """Notes the metrics of another process; those of all, in Prometheus' text format."""
+        texts = self._published.note(process, text)
+        if self._metrics is not None and (own := self._metrics.render()) is not None:
+            texts[self._metrics.process] = own
+        # Thousands of lines are no work for the event loop.
+        return await asyncio.to_thread(merge, texts)
+
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises: it can make nothing durable any more."""
-        await self._orchestrator.ready()
+        if isinstance(self._orchestrator, Orchestrator):
+            await self._orchestrator.check_health()
+        elif self._starting is not None and self._starting.done():
+            self._starting.result()
 
     async def __del__(self) -> None:
         # Serve awaits this at shutdown. There is nothing to close where the constructor failed.
-        if hasattr(self, "_orchestrator"):
-            await self._orchestrator.close()
+        if (starting := getattr(self, "_starting", None)) is not None:
+            starting.cancel()
+            await asyncio.wait([starting])
+        if isinstance(orchestrator := getattr(self, "_orchestrator", None), Orchestrator):
+            await orchestrator.close()
+        if (metrics := getattr(self, "_metrics", None)) is not None:
+            # A last export may wait for the network.
+            await asyncio.to_thread(metrics.shutdown)
+        if (tracer := getattr(self, "_tracer", None)) is not None:
+            await asyncio.to_thread(tracer.shutdown)

@@ -23,6 +23,7 @@ from lattice.ports.execution import (
     Dispatcher,
     EngineNode,
     Job,
+    Load,
     Report,
 )
 from lattice.settings import LatticeSettings
@@ -52,6 +53,16 @@ class RoutingDispatcher:
         """Gets ready. `report` is called on the loop; `load_code` blocks and is called in a thread."""
         await self._tasks.start(report, load_code)
         await self._replicas.start(report, load_code, self._tasks.starts)
+
+    def load(self) -> Load:
+        """What both have to do. May be called from any thread."""
+        one, other = self._tasks.load(), self._replicas.load()
+        return Load(
+            one.waiting + other.waiting,
+            one.engaged + other.engaged,
+            other.replicas,
+            other.definitions,
+        )
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
@@ -116,8 +127,14 @@ def new_dispatcher(settings: LatticeSettings, tasks: RayTaskDispatcher) -> Dispa
         max_applications=settings.max_replica_applications,
         idle_seconds=settings.replica_idle_seconds,
         grace=CANCEL_GRACE,
+        log_format=settings.log_format,
     )
     replicas = ReplicaDispatcher(
-        fleet, settings.resolved_storage_url, settings.inline_value_bytes, held=tasks.held
+        fleet,
+        settings.resolved_storage_url,
+        settings.inline_value_bytes,
+        max_log_bytes=settings.max_log_bytes,
+        span_export=tasks.span_export,
+        held=tasks.held,
     )
     return RoutingDispatcher(tasks, replicas)

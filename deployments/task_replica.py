@@ -25,22 +25,27 @@ from ray.serve.config import RequestRouterConfig
 
 from deployments.replicas.gate import Gate
 from deployments.replicas.router import LeastLoadedRouter
-from lattice.execution import attempt, wire
+from deployments.serve_logs import use_serve_logs
+from lattice.execution import attempt, capture, wire
 from lattice.execution.attempt import Assignment, Large
 from lattice.execution.code import CodeLoadError
 from lattice.execution.failures import describe
-from lattice.execution.ray_worker import announce
+from lattice.execution.ray_worker import announce, teller
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import NodeId
+from lattice.observability.logs import LogFormat
 from lattice.workflow.events import Placement, TaskFailed, TaskStarted
 from lattice.workflow.task import BatchPolicy, Code
 
 #: Seconds that a batch must have run before its start is announced; ends repeat the start.
 _ANNOUNCE = 0.005
 
-_logger = logging.getLogger("ray.serve")
+_logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+#: What at least is kept of what each call of a batch prints, in bytes.
+_LEAST_LOG = 4 * 1024
+
 LargeReference = ray.ObjectRef[Large | None]
 #: How a call has ended: its place in its group, the frame, the large outputs if there are any.
 End = tuple[int, bytes, LargeReference | None]
@@ -56,6 +61,7 @@ class ReplicaTask:
         source: the code's bytes, or where the storage has them.
         has_gpu: GPUs were asked for.
         grace: seconds that a batch of which nobody wants a result any more has to end.
+        log_format: form of the lines that the replica itself logs.
     """
 
     code: Code
@@ -64,6 +70,7 @@ class ReplicaTask:
     batch: BatchPolicy
     has_gpu: bool
     grace: float
+    log_format: LogFormat = "text"
 
 
 class ConstructionError(Exception):
@@ -118,6 +125,7 @@ class TaskReplica:
     """Runs calls of one definition."""
 
     async def __init__(self, task: ReplicaTask) -> None:  # type: ignore[misc]  # Serve awaits it
+        use_serve_logs(task.log_format)
         self._task = task
         self._threads = ThreadPoolExecutor(task.batch.max_concurrent_batches, "lattice-task")
         self._gate = Gate(task.batch.batch_size, task.batch.max_concurrent_batches)
@@ -238,13 +246,19 @@ class TaskReplica:
         self._loop.call_soon_threadsafe(watch.begin)
         told: list[tuple[bytes, LargeReference | None]]
         try:
-            ends = attempt.run_items_of(
-                self._function,
-                [item.assignment for item in items],
-                [_fetched(item.upstream) for item in items],
-                placements,
-            )
-            told = [(frame, ray.put(large) if large else None) for frame, large in ends]
+            assignments = [item.assignment for item in items]
+            # What a batch prints is that of each of its calls, which therefore keep less of it.
+            most = assignments[0].log_bytes
+            log_bytes = min(most, max(most // len(items), _LEAST_LOG))
+            with capture.recording(log_bytes, teller(assignments)) as recorder:
+                ends = attempt.run_items_of(
+                    self._function,
+                    assignments,
+                    [_fetched(item.upstream) for item in items],
+                    placements,
+                )
+            logs = wire.logs_before(recorder.kept())
+            told = [(logs + frame, ray.put(large) if large else None) for frame, large in ends]
         except Exception as error:  # a defect of ours; nobody may wait for ever
             _logger.exception("a batch could not be run")
             info = describe(error, self._task.code.name)

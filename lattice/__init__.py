@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         FinishWorkflow,
         StartTask,
         TaskException,
+        TaskLog,
         TaskRetry,
     )
     from lattice.client.handles import TaskHandle
@@ -54,6 +55,7 @@ __all__ = [
     "StartTask",
     "TaskException",
     "TaskHandle",
+    "TaskLog",
     "TaskRetry",
     "UnpicklableError",
     "VersionMismatchError",
@@ -79,6 +81,7 @@ _MODULES = {
         "FinishWorkflow",
         "StartTask",
         "TaskException",
+        "TaskLog",
         "TaskRetry",
     ),
     "client.handles": ("TaskHandle",),

@@ -17,6 +17,7 @@ from lattice.observability.telemetry import NoTelemetry
 from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention
 from lattice.ports.environment import Telemetry
 from lattice.ports.execution import Dispatcher
+from lattice.ports.tracing import SpanExport, Traces
 from lattice.settings import LatticeSettings
 from lattice.store import open_store
 from lattice.workflow.retry import RetryPolicy
@@ -47,6 +48,7 @@ def build_orchestrator(
     *,
     ray_head_port: int | None = None,
     telemetry: Telemetry | None = None,
+    traces: Traces | None = None,
     around: Callable[[LatticeSettings, RayTaskDispatcher], Dispatcher] | None = None,
 ) -> Orchestrator:
     """An orchestrator that runs tasks as Ray tasks, not started yet.
@@ -62,10 +64,15 @@ def build_orchestrator(
     if ray_head_port is not None:
         connect(ray_head_port)
     storage_url = settings.resolved_storage_url
+    span_export = None
+    if traces is not None:
+        span_export = SpanExport(settings.traces_exporter, settings.traces_endpoint)
     tasks = RayTaskDispatcher(
         storage_url,
         settings.inline_value_bytes,
         max_result_bytes=settings.max_result_bytes,
+        max_log_bytes=settings.max_log_bytes,
+        span_export=span_export,
     )
     return Orchestrator(
         store=open_store(settings.resolved_store_url),
@@ -74,6 +81,7 @@ def build_orchestrator(
         clock=SystemClock(),
         ids=RandomIds(),
         telemetry=telemetry or NoTelemetry(),
+        traces=traces,
         warm_up=settings.replica_warm_up,
         limits=Limits(
             max_tasks_per_workflow=settings.max_tasks_per_workflow,
@@ -81,6 +89,7 @@ def build_orchestrator(
             call_timeout=settings.call_timeout,
             max_live_runs=settings.max_live_runs,
             max_unfinished_tasks=settings.max_unfinished_tasks,
+            max_log_bytes=settings.max_log_bytes,
         ),
         defaults=Defaults(
             retry=RetryPolicy(

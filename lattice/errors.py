@@ -18,7 +18,8 @@ LatticeError
 ├── UnavailableError               not now; trying again may help
 │   ├── OverloadedError            a bound on what is under way
 │   ├── OrchestratorNotInitializedError
-│   ├── StoreUnavailableError
+│   ├── StoreUnavailableError        the database is away
+│   │   └── StoreRefusedError        it will never do this
 │   └── LeaseLostError             another orchestrator has taken over
 └── InvalidTransitionError         a defect: an event that the run machine does not allow
 
@@ -259,7 +260,11 @@ class OrchestratorNotInitializedError(UnavailableError, RuntimeError):
 
 
 class StoreUnavailableError(UnavailableError):
-    """The database refused a read or a commit."""
+    """The database did not do what it was asked; the same may be done when it is back."""
+
+
+class StoreRefusedError(StoreUnavailableError):
+    """The database will never do this, now or later, such as to put a message that exists already."""
 
 
 class LeaseLostError(UnavailableError):

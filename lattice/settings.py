@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -64,6 +65,13 @@ class LatticeSettings(BaseModel):
         default=200_000,
         ge=1,
         description="Most tasks of all those runs that have not ended; beyond it, new runs are answered 503.",
+    )
+    max_log_bytes: int = Field(
+        default=64 * 1024,
+        ge=0,
+        le=16 * 1024 * 1024,
+        description="What is kept of what each attempt of a task prints and logs: half of it of the beginning, "
+        "half of the end; 0 keeps nothing.",
     )
     default_retry_attempts: int = Field(
         default=1,
@@ -141,6 +149,11 @@ class LatticeSettings(BaseModel):
         description="Most task definitions that are deployed at a time; beyond it, the one that was not "
         "used for longest is removed, and calls wait until one is idle.",
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="Form of the service's own log lines, which stand in Serve's files of the replicas and on "
+        "standard error. Without Serve, `text` leaves them to whoever runs the process.",
+    )
     metrics_enabled: bool = Field(default=True, description="Whether metrics are collected.")
     metrics_exporter: str = Field(
         default="prometheus",
@@ -148,6 +161,21 @@ class LatticeSettings(BaseModel):
     )
     metrics_endpoint: str | None = Field(
         default=None, description="Where `otlp` and `otlp_http` send metrics, as a URL."
+    )
+
+    traces_exporter: str = Field(
+        default="none",
+        description="Where traces go: `none`, `otlp` (gRPC), `otlp_http` or `console`.",
+    )
+    traces_endpoint: str | None = Field(
+        default=None, description="Where `otlp` and `otlp_http` send traces, as a URL."
+    )
+    traces_sample_ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Which part of the requests is traced that come without a trace; those that come with "
+        "one are traced if it says so.",
     )
 
     @model_validator(mode="before")

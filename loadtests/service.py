@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,11 +20,14 @@ PARTS = {
 
 
 @contextmanager
-def service(**settings: object) -> Iterator[Service]:
-    """The service as `make serve` starts it, in the environment that this process runs in."""
+def service(*, beside: Sequence[dict[str, object]] = (), **settings: object) -> Iterator[Service]:
+    """The service as `make serve` starts it, in the environment that this process runs in.
+
+    `beside` are further applications on its Serve, for floors on the same engine.
+    """
     environment = Path(sys.executable).parent
     command = ("make", "-o", "setup", f"BIN={environment}", "serve")
-    with running_service(command, **settings) as running:
+    with running_service(command, beside, **settings) as running:
         yield running
 
 

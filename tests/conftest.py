@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Machines are slow and noisy: how long an example takes says nothing.
+settings.register_profile("lattice", deadline=None)
+settings.load_profile("lattice")
 
 ROOT = Path(__file__).parent.parent
 

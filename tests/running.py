@@ -133,15 +133,21 @@ INGRESS = "ray::ServeReplica:lattice:ingress"
 
 @contextmanager
 def running_service(
-    command: Sequence[str] = Service.command, **settings: object
+    command: Sequence[str] = Service.command,
+    beside: Sequence[dict[str, object]] = (),
+    **settings: object,
 ) -> Iterator[Service]:
-    """A service of its own, with `settings` as the configuration's `args`; stopped at the end."""
+    """A service of its own, with `settings` as the configuration's `args`; stopped at the end.
+
+    `beside` are further Serve applications on its cluster, as a configuration has them.
+    """
     # Short, as Ray puts sockets below it, whose paths may have at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
     port = free_port()
     document = yaml.safe_load((ROOT / "configs" / "lattice.yaml").read_text())
     document["http_options"]["port"] = port
     document["applications"][0]["args"] = {"data_dir": str(folder / "data"), **settings}
+    document["applications"].extend(beside)
     config = folder / "lattice.yaml"
     config.write_text(yaml.safe_dump(document))
     environ = {

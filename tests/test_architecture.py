@@ -66,8 +66,10 @@ EXCEPTIONS: dict[str, set[str]] = {
     "lattice/execution/pickling.py": {"cloudpickle"},  # writes what the next task gets
     "lattice/execution/source.py": {"cloudpickle"},  # makes classes of source code travel by value
     "lattice/execution/code.py": {"cloudpickle"},  # loads what users send
+    "lattice/execution/spans.py": {"observability.traces", "opentelemetry"},  # spans of user code
     "lattice/api/server.py": {"assembly"},  # create_app builds an orchestrator where none is given
-    "lattice/client/transport.py": {"httpx"},  # the only module that knows the HTTP library
+    # The only module that knows the HTTP library; it passes the caller's trace on.
+    "lattice/client/transport.py": {"httpx", "opentelemetry"},
     "lattice/client/subscription.py": {"websockets"},  # and this one the WebSocket library
     "lattice/client/pickling.py": {"cloudpickle"},  # pickles the user's own code
     "lattice/client/stable.py": {"cloudpickle"},  # to the same bytes in every process

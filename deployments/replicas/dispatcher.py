@@ -31,7 +31,8 @@ from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import Room, shortage
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports.execution import Definition, Job, Report
+from lattice.ports.execution import Definition, Job, Load, Report, TaskLogged
+from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import (
     ErrorInfo,
     TaskFailed,
@@ -61,6 +62,8 @@ class ReplicaDispatcher:
         fleet: the applications that the replicas are of.
         storage_url: where large values are stored.
         inline_value_bytes: a pickled value up to this size travels inside the report.
+        max_log_bytes: what is kept of what an attempt prints.
+        span_export: where the spans of traced attempts go.
         held: where references to large outputs are kept.
         cancel_grace: seconds that a cancelled batch has to end before its replica is ended.
     """
@@ -71,12 +74,16 @@ class ReplicaDispatcher:
         storage_url: str,
         inline_value_bytes: int,
         *,
+        max_log_bytes: int = 64 * 1024,
+        span_export: SpanExport | None = None,
         held: HeldValues[LargeReference],
         cancel_grace: float = CANCEL_GRACE,
     ) -> None:
         self._fleet = fleet
         self._storage_url = storage_url
         self._inline_value_bytes = inline_value_bytes
+        self._max_log_bytes = max_log_bytes
+        self._span_export = span_export
         self._held = held
         self._cancel_grace = cancel_grace
         self._attempts: dict[Key, Attempt] = {}
@@ -105,6 +112,12 @@ class ReplicaDispatcher:
         """Starts a replica before there is a job; returns at once."""
         if not self._closed:
             self._fleet.warm(self._fleet.find(definition))
+
+    def load(self) -> Load:
+        """Jobs that wait here and those in calls, and what the fleet has. May be called from any thread."""
+        engaged = sum(len(group.open) for group in [*self._groups])
+        waiting = max(0, len(self._attempts) - engaged)
+        return Load(waiting, engaged, self._fleet.replicas, self._fleet.definitions)
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
@@ -218,6 +231,8 @@ class ReplicaDispatcher:
                     inline_value_bytes=self._inline_value_bytes,
                     mailbox=self._starts.mailbox,
                     submitted=taken.submitted,
+                    log_bytes=self._max_log_bytes,
+                    span_export=self._span_export,
                 )
             )
         return assignments, references
@@ -238,6 +253,7 @@ class ReplicaDispatcher:
         if taken.group is None or taken.key not in taken.group.open:
             return
         try:
+            entries, frame = wire.split_logs(frame)
             end = wire.decode_end(frame)
             if (end.task_id, end.attempt) != (taken.job.task_id, taken.job.attempt):
                 raise wire.FrameError("the report of another attempt")
@@ -246,6 +262,9 @@ class ReplicaDispatcher:
             return
         if large is not None and not taken.cancelled:
             self._held.keep(taken.job.run_id, taken.job.task_id, large)
+        if entries and not taken.cancelled and not self._closed:
+            logged = TaskLogged(end.task_id, end.attempt, entries, final=True)
+            self._report(taken.job.run_id, logged)
         self._finish(taken, end)
 
     def _finish(self, taken: Attempt, end: TaskSucceeded | TaskFailed | TaskLost) -> None:

@@ -31,6 +31,7 @@ from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import Digest
+from lattice.observability.logs import LogFormat
 from lattice.ports.execution import Definition
 from lattice.workflow.events import ErrorInfo
 
@@ -76,6 +77,7 @@ class Fleet:
         max_applications: most definitions that are deployed at a time.
         idle_seconds: seconds without jobs after which a definition is removed, unless it keeps replicas.
         grace: seconds that a cancelled batch has to end before its replica is ended.
+        log_format: form of the lines that the replicas themselves log.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Fleet:
         max_applications: int,
         idle_seconds: float,
         grace: float,
+        log_format: LogFormat = "text",
     ) -> None:
         self._storage_url = storage_url
         self._codes = CodeFiles(FsspecStorage(storage_url))
@@ -97,6 +100,7 @@ class Fleet:
         self._max_applications = max_applications
         self._idle_seconds = idle_seconds
         self._grace = grace
+        self._log_format = log_format
         self._applications: dict[str, Application] = {}
         self._leftovers: dict[str, float] = {}
         self._closed = False
@@ -131,6 +135,16 @@ class Fleet:
     def room(self) -> str:
         """How many of the places are taken, for people."""
         return f"{len(self._deployed()) + len(self._leftovers)} of {self._max_applications}"
+
+    @property
+    def replicas(self) -> int:
+        """Replicas that take calls, as of the last look."""
+        return sum(each.ready for each in [*self._applications.values()])
+
+    @property
+    def definitions(self) -> int:
+        """Definitions that are deployed."""
+        return sum(each.handle is not None for each in [*self._applications.values()])
 
     def find(self, definition: Definition) -> Application:
         """The application of a definition, which need not exist in Serve yet."""
@@ -259,6 +273,7 @@ class Fleet:
             batch=identity.batch_policy(definition),
             has_gpu=definition.gpus > 0,
             grace=self._grace,
+            log_format=self._log_format,
         )
         return await self._serve(serving.deploy, application.name, definition, task, self._bounds)
 

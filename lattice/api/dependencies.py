@@ -15,6 +15,7 @@ from fastapi import Depends, Header, Request
 from pydantic import AfterValidator
 from starlette.requests import HTTPConnection
 
+from lattice.api.exposition import Exposition
 from lattice.api.following import StreamPolicy
 from lattice.errors import (
     InvalidRequestError,
@@ -33,12 +34,14 @@ class Holder:
     Attributes:
         orchestrator: None until there is one.
         metrics: None where metrics are not collected.
+        exposition: None where this process is the only one.
         streams: how event streams are kept up.
         stopping: set when the server has been told to stop; event streams then end.
     """
 
     orchestrator: OrchestratorService | None = None
     metrics: Metrics | None = None
+    exposition: Exposition | None = None
     streams: StreamPolicy = field(default_factory=StreamPolicy)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 

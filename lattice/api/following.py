@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lattice.errors import InvalidRequestError, UnavailableError
-from lattice.ids import RunId, WorkflowId
-from lattice.ports.service import OrchestratorService
+from lattice.ids import RunId, TaskId, WorkflowId
+from lattice.ports.service import LogMessages, OrchestratorService
 from lattice.workflow import checks
 
-#: Messages with their numbers.
-Group = list[tuple[int, str]]
+#: Messages with their numbers; those about what tasks print have none.
+Group = list[tuple[int | None, str]]
 
 #: More than any run has; what JavaScript counts up to.
 _MAX_SEQ = 2**53
@@ -54,10 +54,13 @@ async def follow_run(
     workflow_id: WorkflowId | None,
     after: int,
     policy: StreamPolicy,
+    *,
+    logs: bool = False,
 ) -> AsyncGenerator[Group, None]:
     """Yields the messages of a run after `after`, numbered, in groups, until the last.
 
-    Messages are numbered without gaps, so their numbers are counted and not read.
+    Messages are numbered without gaps, so their numbers are counted and not read. With `logs` there are also
+    messages about what tasks print, which have no number.
 
     Raises:
         RunNotFoundError: there is no such run.
@@ -65,15 +68,22 @@ async def follow_run(
     """
     now = asyncio.get_running_loop().time
     lost_since: float | None = None
+    told: dict[tuple[TaskId, int], int] = {}
     delay = policy.first_delay
     while True:
         opened = now()
-        stream = service.follow(run_id, workflow_id, after)
+        stream = service.follow(run_id, workflow_id, after, logs=logs)
         try:
             async for texts in stream:
-                group = list(enumerate(texts, after + 1))
-                after += len(group)
                 lost_since, delay = None, policy.first_delay
+                if isinstance(texts, LogMessages):
+                    # A stream that is opened again tells all that is kept once more.
+                    new = texts.unseen(told)
+                    if new is not None:
+                        yield [(None, text) for _, text in new.texts]
+                    continue
+                group: Group = [*enumerate(texts, after + 1)]
+                after += len(group)
                 yield group
             return
         except UnavailableError:

@@ -17,15 +17,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from lattice.api import errors
 from lattice.api.dependencies import Holder, use_holder
+from lattice.api.exposition import Exposition, publishing
 from lattice.api.guard import GuardMiddleware
 from lattice.api.limits import BodyLimitMiddleware
 from lattice.api.routes import health, langgraph, runs, worker, workflow
 from lattice.api.signals import SignalHandlers
 from lattice.errors import OrchestratorNotInitializedError
+from lattice.observability.logs import use_stderr
 from lattice.observability.metrics import Metrics, MetricsMiddleware, shutdown_metrics
 from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
+from lattice.observability.traces import TracingMiddleware, tracer_of
 from lattice.ports.environment import Telemetry
 from lattice.ports.service import OrchestratorService
+from lattice.ports.tracing import Traces
 from lattice.settings import LatticeSettings
 
 __all__ = ["OrchestratorManager", "create_app", "shutdown_metrics"]
@@ -50,13 +54,19 @@ class OwnedOrchestrator(OrchestratorService, Protocol):
 
 
 def _build(
-    settings: LatticeSettings | None, ray_head_port: int, telemetry: Telemetry | None
+    settings: LatticeSettings | None,
+    ray_head_port: int,
+    telemetry: Telemetry | None,
+    traces: Traces | None,
 ) -> OwnedOrchestrator:
     # Imported only where the orchestrator runs in this process: it brings the engine along.
     from lattice.assembly import build_orchestrator
 
     return build_orchestrator(
-        settings or LatticeSettings(), ray_head_port=ray_head_port, telemetry=telemetry
+        settings or LatticeSettings(),
+        ray_head_port=ray_head_port,
+        telemetry=telemetry,
+        traces=traces,
     )
 
 
@@ -72,10 +82,11 @@ class OrchestratorManager:
         *,
         settings: LatticeSettings | None = None,
         telemetry: Telemetry | None = None,
+        traces: Traces | None = None,
     ) -> OwnedOrchestrator:
         """The orchestrator, made and initialised now if there is none."""
         if cls._instance is None:
-            orchestrator = _build(settings, ray_head_port, telemetry)
+            orchestrator = _build(settings, ray_head_port, telemetry, traces)
             orchestrator.initialize()
             cls._instance = orchestrator
         return cls._instance
@@ -103,6 +114,8 @@ def create_app(
     *,
     orchestrator: OrchestratorService | None = None,
     settings: LatticeSettings | None = None,
+    exposition: Exposition | None = None,
+    process: str = "lattice",
 ) -> FastAPI:
     """Makes and configures the app.
 
@@ -114,23 +127,36 @@ def create_app(
         orchestrator: who answers; None makes one in this process.
         settings: None makes them from the environment. They decide wherever one of the arguments above
             is left at its default.
+        exposition: brings the metrics of other processes along.
+        process: tells the metrics of this process from theirs.
 
     Raises:
         InvalidRequestError: an unknown exporter or an endpoint that is not a URL.
     """
     settings = settings or LatticeSettings()
-    holder = Holder(orchestrator=orchestrator)
+    holder = Holder(orchestrator=orchestrator, exposition=exposition)
     if metrics_enabled and settings.metrics_enabled:
         holder.metrics = Metrics(
             metrics_exporter
             if metrics_exporter != _DEFAULT_EXPORTER
             else settings.metrics_exporter,
             metrics_endpoint or settings.metrics_endpoint,
+            process,
         )
+    tracer = tracer_of(
+        settings.traces_exporter,
+        settings.traces_endpoint,
+        process,
+        settings.traces_sample_ratio,
+    )
     owner = None
     if orchestrator is None:
+        use_stderr(settings.log_format)
         made = OrchestratorManager.initialize(
-            ray_head_port, settings=settings, telemetry=_telemetry(holder.metrics)
+            ray_head_port,
+            settings=settings,
+            telemetry=_telemetry(holder.metrics),
+            traces=tracer,
         )
         holder.orchestrator = made
         owner = _Owner(made, holder)
@@ -149,12 +175,15 @@ def create_app(
             if holder.metrics is not None:
                 # A last export may wait for the network.
                 await asyncio.to_thread(holder.metrics.shutdown)
+            if tracer is not None:
+                await asyncio.to_thread(tracer.shutdown)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             await startup_event()
-            yield
+            async with publishing(holder.metrics, holder.exposition):
+                yield
         finally:
             await shutdown_event()
 
@@ -181,6 +210,8 @@ def create_app(
     )
     if holder.metrics is not None:
         app.add_middleware(MetricsMiddleware, meter=holder.metrics.meter)
+    if tracer is not None:
+        app.add_middleware(TracingMiddleware, tracer=tracer)
     return app
 
 

@@ -136,7 +136,10 @@ class _EventWriter:
 
     async def write(self, group: Group) -> None:
         """Sends the messages, or a comment where there are none."""
-        events = "".join(f"id: {seq}\ndata: {text}\n\n" for seq, text in group)
+        events = "".join(
+            f"data: {text}\n\n" if seq is None else f"id: {seq}\ndata: {text}\n\n"
+            for seq, text in group
+        )
         await self._write(events or ": waiting\n\n")
 
     async def error(self, error: Exception) -> None:

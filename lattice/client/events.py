@@ -84,6 +84,21 @@ class TaskRetry(TaskEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class TaskLog(TaskEvent):
+    """A task has printed or logged `text`; its `seq` is 0, as it is not numbered among the others.
+
+    `stream` is `stdout`, `stderr`, or `log` with a `level` and a `logger`. `cut`: bytes before it that were not
+    kept.
+    """
+
+    stream: str
+    text: str
+    level: str | None = None
+    logger: str | None = None
+    cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class FinishWorkflow(Event):
     """The run has ended; always the last. `status` is `succeeded`, `failed` or `cancelled`.
 
@@ -102,7 +117,7 @@ def parse(text: str | bytes, names: Mapping[str, str]) -> Event:
     message = json.loads(text)
     data: dict[str, Any] = message["data"]
     common = {
-        "seq": data["seq"],
+        "seq": 0 if message["type"] == "task_log" else data["seq"],
         "time": data.get("time", ""),
         "run_id": data.get("run_id", ""),
         "data": data,
@@ -129,6 +144,15 @@ def parse(text: str | bytes, names: Mapping[str, str]) -> Event:
         )
     if kind == "finish_task":
         return FinishTask(**common, result=data["result"], timing=data.get("timing", {}))
+    if kind == "task_log":
+        return TaskLog(
+            **common,
+            stream=data["stream"],
+            text=data["text"],
+            level=data.get("level"),
+            logger=data.get("logger"),
+            cut=data.get("cut", 0),
+        )
     if kind in ("task_exception", "task_retry"):
         error = data.get("error") or {}
         common |= {

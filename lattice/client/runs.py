@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lattice.api.models.schemas import RunReport
+from lattice.api.models.schemas import LogEntry, RunReport
 from lattice.client import events, pickling, sources
 from lattice.client.errors import RunCancelledError, RunFailedError, ServiceError, TaskFailure
-from lattice.client.events import Event, FinishTask, FinishWorkflow, TaskException
+from lattice.client.events import Event, FinishTask, FinishWorkflow, TaskException, TaskLog
 from lattice.client.handles import Output, TaskHandle
 from lattice.client.progress import Progress
 from lattice.client.service import Service, output_path
@@ -45,11 +45,14 @@ class Run:
         self._end: FinishWorkflow | None = None
         self._failures: list[TaskFailure] = []
 
-    def events(self, *, after: int = 0, timeout: float | None = None) -> Iterator[Event]:
+    def events(
+        self, *, after: int = 0, timeout: float | None = None, logs: bool = False
+    ) -> Iterator[Event]:
         """The run's events, each once and in order, as they happen; the last is a `FinishWorkflow`.
 
         Starts with the run's first event, however late it is called, or with the one after the event
-        numbered `after`. A lost connection is made again.
+        numbered `after`. A lost connection is made again. With `logs` there are `TaskLog` events too: first what
+        tasks have printed so far, then what they print, each text once.
 
         Raises:
             DeadlineError: the run did not end within `timeout` seconds.
@@ -62,10 +65,30 @@ class Run:
             parsed = events.parse(message, self._names)
             return parsed.seq, isinstance(parsed, FinishWorkflow)
 
-        subscription = self._service.subscription(self.workflow_id, self.run_id, read, after)
+        subscription = self._service.subscription(
+            self.workflow_id, self.run_id, read, after, logs=logs
+        )
+        told: dict[tuple[str, int], int] = {}
         for _ in subscription.follow(timeout):
             assert parsed is not None
+            if isinstance(parsed, TaskLog):
+                key, offset = (parsed.task_id, parsed.attempt), parsed.data["offset"]
+                if offset <= told.get(key, -1):
+                    continue
+                told[key] = offset
             yield parsed
+
+    def logs(self, which: TaskHandle | str, *, attempt: int | None = None) -> list[LogEntry]:
+        """What a task (a handle or a name) has printed and logged so far, of all attempts or of one.
+
+        Of each attempt the beginning and the end are kept; `cut` says how many bytes are missing before an
+        entry. `"".join(entry.text for entry in run.logs("train"))` is the text.
+
+        Raises:
+            InvalidRequestError: the run has no such task.
+            ServiceError
+        """
+        return self._service.task_logs(self.run_id, self._task_id(which), attempt)
 
     def result(
         self, timeout: float | None = None, *, progress: bool = False

@@ -26,6 +26,7 @@ from lattice.api.models.schemas import (
     CreateWorkflowResponse,
     DescribeRunResponse,
     HealthResponse,
+    LogEntry,
     RetryRunResponse,
     RunLangGraphTaskRequest,
     RunLangGraphTaskResponse,
@@ -36,6 +37,7 @@ from lattice.api.models.schemas import (
     SubmittedTask,
     SubmitWorkflowRequest,
     SubmitWorkflowResponse,
+    TaskLogsResponse,
     TaskResultResponse,
 )
 from lattice.client import pickling
@@ -161,6 +163,20 @@ class Service:
         path = f"/runs/{run_id}/tasks/{task_id}/result"
         return self._call(TaskResultResponse, "GET", path).result
 
+    def task_logs(self, run_id: str, task_id: str, attempt: int | None) -> list[LogEntry]:
+        """All that is kept of what a task, or one attempt of it, has printed."""
+        path = f"/runs/{run_id}/tasks/{task_id}/logs"
+        found: list[LogEntry] = []
+        after: str | None = None
+        while True:
+            asked = {"attempt": attempt, "after": after}
+            query = "&".join(f"{key}={value}" for key, value in asked.items() if value is not None)
+            page = self._call(TaskLogsResponse, "GET", f"{path}?{query}")
+            found += page.logs
+            after = page.next
+            if after is None:
+                return found
+
     def output(self, run_id: str, task_id: str, key: str) -> bytes:
         """The pickle of one output of a finished task."""
         return self._fetch("GET", f"{output_path(run_id, task_id, key)}?format=pickle").body
@@ -171,13 +187,16 @@ class Service:
         run_id: str,
         read: Callable[[str | bytes], tuple[int, bool]],
         after: int,
+        *,
+        logs: bool = False,
     ) -> Subscription:
-        """The messages of a run behind the one numbered `after`; `read` is as `Subscription` says."""
+        """The messages of a run behind the one numbered `after`; the rest is as `Subscription` says."""
         return Subscription(
             socket_url(self.url, f"/get_workflow_res/{workflow_id}/{run_id}"),
             read,
             self.timeout,
             after=after,
+            logs=logs,
             open_socket=self._open,
             now=self._now,
             pause=self._pause,
@@ -285,11 +304,19 @@ class Service:
                 if self._now() + wait >= deadline or not self._answered:
                     raise ConnectionFailedError(self.url, str(error)) from error
             else:
-                self._answered = True
+                own = response.status < 400 or _is_own(response)
+                passing = response.status == 503 or (
+                    # The proxy in front of the service, while it restarts: it knows no path yet (404), or
+                    # nobody who answers, and then what was sent may have arrived.
+                    not own
+                    and self._answered
+                    and (response.status == 404 or (response.status >= 500 and repeatable))
+                )
+                self._answered |= own
                 if response.status < 400:
                     return response
                 wait = max(wait, _retry_after(response))
-                if response.status != 503 or self._now() + wait >= deadline:
+                if not passing or self._now() + wait >= deadline:
                     raise ServiceError(response.status, _detail(response))
             self._pause(wait)
             wait = min(wait * 2, _LONGEST_PAUSE)
@@ -308,6 +335,14 @@ def checked_url(url: str) -> str:
             "url", repr(url), "an address such as 'http://127.0.0.1:8000' is allowed"
         )
     return url.rstrip("/")
+
+
+def _is_own(response: Response) -> bool:
+    """Whether a refusal is the service's own: it is JSON and says why."""
+    try:
+        return "detail" in json.loads(response.body)
+    except (ValueError, TypeError):
+        return False
 
 
 def _retry_after(response: Response) -> float:

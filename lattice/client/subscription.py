@@ -17,6 +17,10 @@ from websockets.sync.client import ClientConnection, connect
 from lattice.client.errors import ConnectionFailedError, DeadlineError, ServiceError
 from lattice.client.transport import is_local
 
+#: What a proxy in front of the service answers while it restarts, which knows no path then (404) or nobody who
+#: answers. The service itself refuses with a close code.
+_PASSING = (404, 500, 502, 503, 504)
+
 #: Close codes in the range for applications; the last three digits are an HTTP status.
 _REFUSALS = range(4000, 5000)
 
@@ -78,7 +82,7 @@ def open_socket(url: str, timeout: float) -> Iterator[Messages]:
             )
         except InvalidStatus as error:
             status = error.response.status_code
-            if status in (502, 503, 504):
+            if status in _PASSING:
                 raise LostError(f"status {status}") from error
             detail = error.response.body.decode(errors="replace") if error.response.body else ""
             raise ServiceError(status, detail or error.response.reason_phrase) from error
@@ -96,7 +100,8 @@ class Subscription:
 
     `read` gives a message's number and whether it is the last. Iterating over `follow` gives each
     message once and in order, whatever becomes of single connections. After `patience` seconds without
-    a connection it gives up.
+    a connection it gives up. With `logs` there are messages with the number 0 too, which are handed on as
+    they come: each new connection begins with all that there were.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class Subscription:
         patience: float,
         *,
         after: int = 0,
+        logs: bool = False,
         open_socket: Open = open_socket,
         now: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
@@ -114,6 +120,7 @@ class Subscription:
         self._read = read
         self._patience = patience
         self._after = after
+        self._logs = logs
         self._open = open_socket
         self._now = now
         self._pause = pause
@@ -137,6 +144,9 @@ class Subscription:
                     for message in self._messages(socket, end):
                         lost_at, wait = None, _FIRST_PAUSE
                         seq, last = self._read(message)
+                        if self._logs and seq == 0:
+                            yield message
+                            continue
                         if seq <= self._after:
                             continue
                         if seq > self._after + 1:
@@ -172,7 +182,7 @@ class Subscription:
         return self._patience if end is None else max(min(end - self._now(), self._patience), 0.001)
 
     def _address(self) -> str:
-        return f"{self._url}?after={self._after}"
+        return f"{self._url}?after={self._after}{'&logs=true' if self._logs else ''}"
 
 
 def socket_url(url: str, path: str) -> str:

@@ -9,6 +9,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 import httpx
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 #: Idle connections are given up before the service does so (after five seconds), as a request that
 #: meets a closing connection fails without anyone knowing whether it was taken.
@@ -60,6 +61,8 @@ class Transport(Protocol):
         """Closes connections. The transport is not used afterwards."""
 
 
+_trace_context = TraceContextTextMapPropagator()
+
 #: A connection is made in this many seconds or not at all, however long the answer may take.
 _CONNECT = 30.0
 
@@ -86,6 +89,8 @@ class HttpTransport:
 
     def send(self, request: Request, timeout: float | None) -> Response:
         headers = dict(request.headers)
+        # What is asked inside a span of the user's program belongs to its trace.
+        _trace_context.inject(headers)
         if request.body is not None:
             headers["content-type"] = "application/json"
         connect = _CONNECT if timeout is None else min(timeout, _CONNECT)

@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lattice.execution import pickling, summary, wire
+from lattice.execution import capture, pickling, spans, summary, wire
 from lattice.execution.code import CodeLoadError, Function, load
 from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
 from lattice.execution.storage import FsspecStorage, location_of
 from lattice.ids import RunId, TaskId
 from lattice.ports.execution import Argument, Job
+from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskSucceeded, Value
 from lattice.workflow.task import Code
 
@@ -48,6 +49,9 @@ class Assignment:
         has_gpu: GPUs were asked for.
         mailbox: name of the actor that wants to know when a long attempt begins.
         submitted: when the dispatcher took it, in seconds since the epoch.
+        log_bytes: what is kept of what it prints, in bytes.
+        trace: the trace context that it runs in; None if it is not traced.
+        span_export: where its spans go.
     """
 
     run_id: RunId
@@ -65,6 +69,9 @@ class Assignment:
     inline_value_bytes: int
     mailbox: str
     submitted: float = 0.0
+    log_bytes: int = 0
+    trace: str | None = None
+    span_export: SpanExport | None = None
 
     @classmethod
     def of(
@@ -76,6 +83,8 @@ class Assignment:
         inline_value_bytes: int,
         mailbox: str,
         submitted: float = 0.0,
+        log_bytes: int = 0,
+        span_export: SpanExport | None = None,
     ) -> Assignment:
         """What a worker is told of a job."""
         definition = job.definition
@@ -95,6 +104,9 @@ class Assignment:
             inline_value_bytes=inline_value_bytes,
             mailbox=mailbox,
             submitted=submitted,
+            log_bytes=log_bytes,
+            trace=job.trace,
+            span_export=None if job.trace is None else span_export,
         )
 
 
@@ -140,6 +152,7 @@ def run_attempt(
     except KeyboardInterrupt:
         # Meant for an attempt that somebody cancelled, whose report nobody reads, or, when it comes a
         # moment late, for the one before this.
+        capture.flush()
         return _lost(assignment, ErrorInfo("KeyboardInterrupt", "the task was interrupted")), None
     except BaseException as error:
         return _failed(assignment, describe(error, assignment.name), placement), None
@@ -195,10 +208,12 @@ def run_items_of(
                 ends[position] = _failed(assignment, info, placement), None
         if ready:
             items = [(params, assignments[position].output_keys) for position, params in ready]
-            try:
-                outcomes = run_items(function, items, assignments[0].name)
-            except BaseException as error:  # a KeyboardInterrupt that user code itself raised
-                outcomes = [Failed(describe(error, assignments[0].name))] * len(items)
+            with spans.of_calls([assignments[position] for position, _ in ready]) as note:
+                try:
+                    outcomes = run_items(function, items, assignments[0].name)
+                except BaseException as error:  # a KeyboardInterrupt that user code itself raised
+                    outcomes = [Failed(describe(error, assignments[0].name))] * len(items)
+                note([_error_of(outcome) for outcome in outcomes])
             for (position, _), outcome in zip(ready, outcomes, strict=True):
                 ends[position] = _end_of(assignments[position], outcome, placements[position])
     return [ends[position] for position in range(len(assignments))]
@@ -225,9 +240,17 @@ def _fetch(fetch_code: Callable[[], bytes]) -> bytes:
 
 
 def _run(assignment: Assignment, function: Function, params: dict[str, object]) -> Outcome:
-    if assignment.batched:
-        return run_batch(function, [params], assignment.output_keys, assignment.name)[0]
-    return run_call(function, params, assignment.output_keys, assignment.name)
+    with spans.of_calls([assignment]) as note:
+        if assignment.batched:
+            outcome = run_batch(function, [params], assignment.output_keys, assignment.name)[0]
+        else:
+            outcome = run_call(function, params, assignment.output_keys, assignment.name)
+        note([_error_of(outcome)])
+    return outcome
+
+
+def _error_of(outcome: Outcome) -> ErrorInfo | None:
+    return outcome.error if isinstance(outcome, Failed) else None
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
-"""Where workers leave their notes of attempts that have begun, until the dispatcher collects them.
+"""Where workers leave their notes of attempts that have begun, and of what these print, until the dispatcher
+collects them.
 
 The notes pass through an actor of their own, because a task can say nothing to its owner before it ends.
-They are opaque bytes here, and losing one does no harm: the report of an attempt's end repeats its start.
+They are opaque bytes here, and losing one does no harm: the report of an attempt's end repeats its start and
+what it has printed.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from collections import deque
 
 #: Notes kept while nobody collects them; the oldest go first.
 MAX_NOTES = 10_000
+#: The same for notes of what was printed, in bytes.
+MAX_LOG_BYTES = 16 * 1024 * 1024
 
 
 class Mailbox:
@@ -18,6 +22,8 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._notes: deque[bytes] = deque(maxlen=MAX_NOTES)
+        self._logs: deque[bytes] = deque()
+        self._log_bytes = 0
         self._arrived = asyncio.Event()
 
     async def push(self, note: bytes) -> None:
@@ -25,10 +31,20 @@ class Mailbox:
         self._notes.append(note)
         self._arrived.set()
 
-    async def drain(self) -> list[bytes]:
-        """All notes, oldest first, as soon as there is one."""
+    async def push_logs(self, note: bytes) -> None:
+        """Leaves a note of what was printed."""
+        self._logs.append(note)
+        self._log_bytes += len(note)
+        while self._log_bytes > MAX_LOG_BYTES:
+            self._log_bytes -= len(self._logs.popleft())
+        self._arrived.set()
+
+    async def drain(self) -> tuple[list[bytes], list[bytes]]:
+        """All notes of starts, and those of what was printed, oldest first, as soon as there is one."""
         await self._arrived.wait()
         self._arrived.clear()
-        notes = list(self._notes)
+        notes, logs = list(self._notes), list(self._logs)
         self._notes.clear()
-        return notes
+        self._logs.clear()
+        self._log_bytes = 0
+        return notes, logs

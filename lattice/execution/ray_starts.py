@@ -1,4 +1,4 @@
-"""Hears, while attempts run, that they have begun."""
+"""Hears, while attempts run, that they have begun and what they print."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lattice.execution import wire
 from lattice.execution.mailbox import Mailbox
 from lattice.execution.ray_worker import NAMESPACE
 from lattice.ids import RunId
+from lattice.ports.execution import TaskLogged
 from lattice.workflow.events import TaskStarted
 
 #: Seconds to wait after the mailbox failed.
@@ -27,7 +28,12 @@ _logger = logging.getLogger(__name__)
 class StartListener:
     """Owns the mailbox actor and passes on what arrives in it. The actor dies with this process."""
 
-    def __init__(self, started: Callable[[RunId, TaskStarted], None]) -> None:
+    def __init__(
+        self,
+        started: Callable[[RunId, TaskStarted], None],
+        logged: Callable[[RunId, TaskLogged], None],
+    ) -> None:
+        self._logged = logged
         self._listeners = [started]
         self._create()
         self._task = asyncio.ensure_future(self._listen())
@@ -52,18 +58,35 @@ class StartListener:
         while True:
             try:
                 reference = self._actor.drain.remote()
-                for note in await asyncio.wrap_future(reference.future()):
-                    run_id, started = wire.decode_start(note)
-                    for listener in self._listeners:
-                        listener(run_id, started)
+                starts, logs = await asyncio.wrap_future(reference.future())
+                for note in starts:
+                    self._hear_start(note)
+                for note in logs:
+                    self._hear_logs(note)
             except RayError as error:
                 # What was in the mailbox is lost; ends make up for starts that were not heard of.
                 _logger.warning("the mailbox failed: %s", error)
                 await asyncio.sleep(_PAUSE)
                 if isinstance(error, ActorDiedError):
                     self._create()
-            except wire.FrameError as error:
-                _logger.warning("a note in the mailbox is not readable: %s", error)
+
+    def _hear_start(self, note: bytes) -> None:
+        try:
+            run_id, started = wire.decode_start(note)
+        except wire.FrameError as error:
+            _logger.warning("a note in the mailbox is not readable: %s", error)
+            return
+        for listener in self._listeners:
+            listener(run_id, started)
+
+    def _hear_logs(self, note: bytes) -> None:
+        try:
+            found = wire.decode_logs(note)
+        except wire.FrameError as error:
+            _logger.warning("a note of what was printed is not readable: %s", error)
+            return
+        for run_id, logged in found:
+            self._logged(run_id, logged)
 
     async def close(self) -> None:
         """Stops listening and ends the actor."""

@@ -34,7 +34,17 @@ from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Report
+from lattice.ports.execution import (
+    Call,
+    CallResult,
+    Definition,
+    EngineNode,
+    Job,
+    Load,
+    Report,
+    TaskLogged,
+)
+from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import (
     ErrorInfo,
     TaskFailed,
@@ -91,6 +101,8 @@ class RayTaskDispatcher:
         storage_url: where large values are stored, an fsspec URL that all nodes can reach.
         inline_value_bytes: a pickled value up to this size travels inside the report.
         max_result_bytes: largest pickled result of a call.
+        max_log_bytes: what is kept of what an attempt prints.
+        span_export: where the spans of traced attempts go.
         max_in_flight: most tasks of the same shape that Ray has at a time.
         cancel_grace: seconds that a cancelled task has to end before its process is killed.
         held: where references to large outputs are kept; other dispatchers may share it.
@@ -102,6 +114,8 @@ class RayTaskDispatcher:
         inline_value_bytes: int,
         *,
         max_result_bytes: int = 16 * 1024 * 1024,
+        max_log_bytes: int = 64 * 1024,
+        span_export: SpanExport | None = None,
         max_in_flight: int = 1000,
         cancel_grace: float = 2.0,
         held: HeldValues[ray.ObjectRef[Large | None]] | None = None,
@@ -109,6 +123,8 @@ class RayTaskDispatcher:
         self._storage_url = storage_url
         self._inline_value_bytes = inline_value_bytes
         self._max_result_bytes = max_result_bytes
+        self._max_log_bytes = max_log_bytes
+        self.span_export = span_export
         self._cancel_grace = cancel_grace
         self._attempts: dict[tuple[RunId, TaskId, int], _Attempt] = {}
         self._pacing = Pacing(max_in_flight)
@@ -133,11 +149,16 @@ class RayTaskDispatcher:
         self._loop = asyncio.get_running_loop()
         self._report = report
         self._codes = CodeSources(load_code)
-        self.starts = StartListener(self._heard_start)
+        self.starts = StartListener(self._heard_start, report)
         await self.nodes()
         self._node_watch = asyncio.ensure_future(self._watch_nodes())
 
     # -- attempts ------------------------------------------------------------------------------
+
+    def load(self) -> Load:
+        """Attempts that wait here and those that Ray has. May be called from any thread."""
+        engaged = len(self._in_flight)
+        return Load(waiting=max(0, len(self._attempts) - engaged), engaged=engaged)
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
@@ -210,6 +231,8 @@ class RayTaskDispatcher:
             storage_url=self._storage_url,
             inline_value_bytes=self._inline_value_bytes,
             mailbox=self.starts.mailbox,
+            log_bytes=self._max_log_bytes,
+            span_export=self.span_export,
         )
         return assignment, [*upstream.values()]
 
@@ -246,12 +269,15 @@ class RayTaskDispatcher:
         try:
             if error is not None:
                 raise error
-            end = wire.decode_end(future.result())
+            entries, frame = wire.split_logs(future.result())
+            end = wire.decode_end(frame)
             if (end.task_id, end.attempt) != (job.task_id, job.attempt):
                 raise wire.FrameError("the report of another attempt")
         except Exception as problem:
             kind = TaskLost if is_lost(problem) else TaskFailed
             return kind(job.task_id, job.attempt, time.time(), explain(problem))
+        if entries:
+            self._report(job.run_id, TaskLogged(job.task_id, job.attempt, entries, final=True))
         return end
 
     def _end(self, taken: _Attempt, end: TaskSucceeded | TaskFailed | TaskLost) -> None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ray
 import ray.exceptions
 from ray.actor import ActorHandle
 
-from lattice.execution import attempt, wire
+from lattice.execution import attempt, capture, wire
 from lattice.execution.announcer import Announcer
 from lattice.execution.attempt import Assignment, Large
 from lattice.execution.mailbox import Mailbox
 from lattice.execution.ray_remote import CodeSource
 from lattice.ids import NodeId
+from lattice.ports.execution import LogEntry
 from lattice.workflow.events import Placement, TaskStarted, Value
 from lattice.workflow.task import Code
 
@@ -42,7 +43,9 @@ def run_attempt(
     else:
         _announcer.begin(functools.partial(announce, assigned, placement))
     try:
-        return attempt.run_attempt(assigned, _fetch(code), upstream, placement)
+        with capture.recording(assigned.log_bytes, teller([assigned])) as recorder:
+            frame, large = attempt.run_attempt(assigned, _fetch(code), upstream, placement)
+        return wire.logs_before(recorder.kept()) + frame, large
     finally:
         _announcer.end()
 
@@ -86,6 +89,22 @@ def announce(assigned: Assignment, placement: Placement) -> None:
     note = wire.encode_start(assigned.run_id, started)
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         _mailbox(assigned.mailbox).push.remote(note)
+
+
+def teller(assignments: Sequence[Assignment]) -> Callable[[list[LogEntry]], None]:
+    """What tells the dispatchers that attempts, which share a batch if they are many, have printed something."""
+
+    def tell(entries: list[LogEntry]) -> None:
+        for mailbox in {each.mailbox for each in assignments}:
+            attempts = [
+                (each.run_id, each.task_id, each.attempt)
+                for each in assignments
+                if each.mailbox == mailbox
+            ]
+            with contextlib.suppress(ValueError, ray.exceptions.RayError):
+                _mailbox(mailbox).push_logs.remote(wire.encode_logs(attempts, entries))
+
+    return tell
 
 
 @functools.lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ from typing import Any
 
 from lattice.errors import UserCodeError
 from lattice.ids import RunId, TaskId
-from lattice.ports.execution import CallResult
+from lattice.ports.execution import CallResult, LogEntry, TaskLogged
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,
@@ -28,7 +28,14 @@ from lattice.workflow.events import (
 )
 
 _LENGTH = struct.Struct("<I")
+#: In place of the length of a header: what was printed comes before the frame.
+_WITH_LOGS = b"\xff\xff\xff\xff"
 _ERROR = re.compile(r"\[lattice-error:([A-Za-z0-9+/=]+)\]")
+
+#: Longest name of a level or a logger; largest offset and latest time of an entry.
+_MAX_NAME = 200
+_MAX_OFFSET = 2**60
+_MAX_TIME = 2.5e11
 
 # Made here, so that user code that replaces functions of `json` in its process does not matter.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -130,6 +137,47 @@ def decode_start(frame: bytes) -> tuple[RunId, TaskStarted]:
         raise FrameError(repr(error)) from error
 
 
+def encode_logs(
+    attempts: Sequence[tuple[RunId, TaskId, int]], entries: Sequence[LogEntry]
+) -> bytes:
+    """The note that attempts, which share a batch if they are many, have printed something."""
+    return _frame([attempts, [_entry(entry) for entry in entries]])
+
+
+def decode_logs(frame: bytes) -> list[tuple[RunId, TaskLogged]]:
+    """What was printed, for each attempt with its run. Raises FrameError."""
+    try:
+        (attempts, found), _ = _unframe(frame)
+        entries = _decode_entries(found)
+        return [
+            (RunId(str(run_id)), TaskLogged(TaskId(str(task_id)), int(attempt), entries))
+            for run_id, task_id, attempt in attempts
+        ]
+    except Exception as error:
+        raise FrameError(repr(error)) from error
+
+
+def logs_before(entries: Sequence[LogEntry]) -> bytes:
+    """What goes before the frame of an attempt's end, to say what it has printed; nothing for nothing."""
+    if not entries:
+        return b""
+    text = _encode([_entry(entry) for entry in entries]).encode()
+    return b"".join((_WITH_LOGS, _LENGTH.pack(len(text)), text))
+
+
+def split_logs(frame: bytes) -> tuple[tuple[LogEntry, ...], bytes]:
+    """What was printed, and the frame of the end alone. Raises FrameError."""
+    if not frame.startswith(_WITH_LOGS):
+        return (), frame
+    try:
+        (length,) = _LENGTH.unpack_from(frame, len(_WITH_LOGS))
+        start = len(_WITH_LOGS) + _LENGTH.size
+        entries = _decode_entries(_decode(frame[start : start + length].decode()))
+    except Exception as error:
+        raise FrameError(repr(error)) from error
+    return entries, frame[start + length :]
+
+
 def encode_call(answer: tuple[bytes, bytes] | ErrorInfo | TooLarge) -> bytes:
     """The frame of a call's end: the JSON text and the pickle of what it returned, or why it did not."""
     if isinstance(answer, ErrorInfo):
@@ -205,6 +253,31 @@ def _placement(placement: Placement) -> list[object]:
             round(placement.batching, 6),
         ]
     return where
+
+
+def _entry(entry: LogEntry) -> list[object]:
+    time = round(entry.time, 6)
+    return [entry.offset, time, entry.stream, entry.text, entry.level, entry.logger]
+
+
+def _decode_entries(found: list[Any]) -> tuple[LogEntry, ...]:
+    """Entries that can be stored and shown, whatever user code has forged."""
+    entries = tuple(
+        LogEntry(
+            int(offset),
+            float(time),
+            str(stream),
+            str(text),
+            None if level is None else str(level)[:_MAX_NAME],
+            None if logger is None else str(logger)[:_MAX_NAME],
+        )
+        for offset, time, stream, text, level, logger in found
+    )
+    for entry in entries:
+        in_bounds = 0 <= entry.offset < _MAX_OFFSET and 0 <= entry.time < _MAX_TIME
+        if not in_bounds or not entry.text or entry.stream not in LogEntry.STREAMS:
+            raise ValueError("an entry of a log")
+    return entries
 
 
 def _error(error: ErrorInfo) -> list[object]:

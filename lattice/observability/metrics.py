@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import Meter
@@ -26,6 +25,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
 
 from lattice.errors import InvalidRequestError
+from lattice.observability.endpoints import endpoint_of
 
 #: The media type of `Metrics.render`.
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,16 +44,23 @@ class Metrics:
         exporter: `prometheus` (they wait to be rendered), `otlp` (gRPC), `otlp_http` or `console`.
         endpoint: URL for the two OTLP exporters; None for what OpenTelemetry's own environment
             variables say, else this machine. For `otlp_http`, a URL without a path gets `/v1/metrics`.
+        process: tells these metrics from those of the service's other processes.
 
     Raises:
         InvalidRequestError: an unknown exporter, or an endpoint that is not a URL.
     """
 
-    def __init__(self, exporter: str = "prometheus", endpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        exporter: str = "prometheus",
+        endpoint: str | None = None,
+        process: str = "lattice",
+    ) -> None:
+        self.process = process
         self._registry: CollectorRegistry | None = None
         self._provider = MeterProvider(
             metric_readers=[self._reader(exporter, endpoint)],
-            resource=Resource.create({"service.name": "lattice"}),
+            resource=Resource.create({"service.name": "lattice", "service.instance.id": process}),
             shutdown_on_exit=False,
         )
         self.meter: Meter = self._provider.get_meter("lattice")
@@ -90,24 +97,18 @@ def shutdown_metrics() -> None:
 
 def _otlp_exporter(exporter: str, endpoint: str | None) -> MetricExporter:
     """One of the OTLP exporters. They are imported only where used: the first brings gRPC along."""
-    url = urlsplit(endpoint or "http://localhost")
-    if url.scheme not in ("http", "https") or not url.netloc:
-        raise InvalidRequestError(
-            "metrics_endpoint", repr(endpoint), "an http:// or https:// URL is allowed"
-        )
+    url = endpoint_of("metrics_endpoint", endpoint, exporter, "/v1/metrics")
     if exporter == "otlp":
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
             OTLPMetricExporter as GrpcExporter,
         )
 
-        return GrpcExporter(endpoint=endpoint)
+        return GrpcExporter(endpoint=url)
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
         OTLPMetricExporter as HttpExporter,
     )
 
-    if endpoint is not None and url.path in ("", "/"):
-        endpoint = url._replace(path="/v1/metrics").geturl()
-    return HttpExporter(endpoint=endpoint)
+    return HttpExporter(endpoint=url)
 
 
 # -- HTTP --------------------------------------------------------------------------------------
@@ -140,6 +141,8 @@ class MetricsMiddleware:
         self._websockets = meter.create_up_down_counter(
             "lattice.websockets.open", description="Open WebSockets."
         )
+        # One that has counted nothing would not be there to be looked at.
+        self._websockets.add(0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

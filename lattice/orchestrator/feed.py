@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from lattice.errors import LatticeError, RunNotFoundError
-from lattice.ids import RunId
+from lattice.ids import RunId, TaskId
+from lattice.ports.service import LogMessages
 from lattice.ports.store import Store
 
 #: How much of a live run is kept for subscribers that are nearly up to date; others read the store.
@@ -52,13 +54,51 @@ class _Live:
         self.changed = asyncio.Event()
 
 
+class LogListener:
+    """What tasks of a run print, for one subscriber, each text once; of one that is slow the oldest is dropped."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, LogMessages]] = deque()
+        self._size = 0
+        self._told: dict[tuple[TaskId, int], int] = {}
+
+    def put(self, seq: int, messages: LogMessages) -> None:
+        """New messages, which come after the run's message `seq`."""
+        self._waiting.append((seq, messages))
+        self._size += _size(messages)
+        while self._size > _RECENT_BYTES:
+            self._size -= _size(self._waiting.popleft()[1])
+
+    @property
+    def next_seq(self) -> int | None:
+        """The number of the message that those which wait come after."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def take(self) -> LogMessages:
+        """The next of those that wait."""
+        messages = self._waiting.popleft()[1]
+        self._size -= _size(messages)
+        return messages
+
+    def new(self, messages: LogMessages) -> LogMessages | None:
+        """Those of `messages` that the subscriber has not got, which it now gets."""
+        return messages.unseen(self._told)
+
+
+def _size(messages: LogMessages) -> int:
+    return sum(len(text) for _, text in messages.texts)
+
+
 class Feed:
     """The messages of all runs."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._live: dict[RunId, _Live] = {}
+        self._listeners: dict[RunId, list[LogListener]] = {}
         self._failure: LatticeError | None = None
+        #: How many follow a run just now.
+        self.followers = 0
 
     def fail(self, error: LatticeError) -> None:
         """Nothing more will become durable: whoever waits for the next message is told."""
@@ -78,13 +118,57 @@ class Feed:
         """The run's last message has been published; the rest is the store's."""
         self._live.pop(run_id).wake()
 
-    async def follow(self, run_id: RunId, after: int) -> AsyncIterator[list[str]]:
+    @contextmanager
+    def listening(self, run_id: RunId) -> Iterator[LogListener]:
+        """Hears what tasks of a run print from now on."""
+        listener = LogListener()
+        listeners = self._listeners.setdefault(run_id, [])
+        listeners.append(listener)
+        try:
+            yield listener
+        finally:
+            listeners.remove(listener)
+            if not listeners:
+                self._listeners.pop(run_id, None)
+
+    def is_heard(self, run_id: RunId) -> bool:
+        """Whether anybody hears what tasks of a run print."""
+        return run_id in self._listeners and run_id in self._live
+
+    def tell_logs(self, run_id: RunId, messages: LogMessages) -> None:
+        """A task of a live run has printed something."""
+        live = self._live[run_id]
+        for listener in self._listeners.get(run_id, ()):
+            listener.put(live.seq, messages)
+        live.wake()
+
+    async def follow(
+        self, run_id: RunId, after: int, logs: LogListener | None = None
+    ) -> AsyncIterator[list[str] | LogMessages]:
         """Messages after `after`, in groups, until the run's last. The run exists.
+
+        What `logs` has heard comes between them.
 
         Raises:
             RunNotFoundError: it was deleted meanwhile.
         """
+        self.followers += 1
+        try:
+            async for group in self._follow(run_id, after, logs):
+                yield group
+        finally:
+            self.followers -= 1
+
+    async def _follow(
+        self, run_id: RunId, after: int, logs: LogListener | None
+    ) -> AsyncIterator[list[str] | LogMessages]:
         while True:
+            printed_after = None if logs is None else logs.next_seq
+            if logs is not None and printed_after is not None and printed_after <= after:
+                new = logs.new(logs.take())
+                if new is not None:
+                    yield new
+                continue
             live = self._live.get(run_id)
             if live is not None and after >= live.seq:
                 if self._failure is not None:
@@ -96,6 +180,8 @@ class Feed:
                 group = await asyncio.to_thread(self._stored, run_id, after)
             if not group:
                 return
+            if printed_after is not None:
+                group = group[: printed_after - after]
             yield group
             after += len(group)
 

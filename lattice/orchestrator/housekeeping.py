@@ -18,6 +18,7 @@ from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.policies import Retention
 from lattice.ports.environment import Clock
 from lattice.ports.removal import (
+    DeleteLogs,
     DeleteMessages,
     DeleteReplies,
     DeleteRun,
@@ -194,6 +195,8 @@ class Housekeeping:
                 }
                 now = self._clock.now()
                 writes += [PutNote(owner, now) for owner in owners - {run_id}]
+            if left.logs:
+                writes.append(DeleteLogs(run_id, left.logs))
             if not writes:
                 break
             await self._journal.append(writes)

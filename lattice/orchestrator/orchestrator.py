@@ -7,6 +7,7 @@ by the journal, and only then is answered. What each part does is said in its ow
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,24 +18,25 @@ from lattice.errors import (
     LatticeError,
     OrchestratorNotInitializedError,
     RunNotFoundError,
-    UnavailableError,
 )
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
 from lattice.orchestrator.catalogue import Catalogue
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.housekeeping import Housekeeping
 from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.policies import Defaults, Limits, Retention
 from lattice.orchestrator.reading import Reading
-from lattice.orchestrator.recovery import rebuild
+from lattice.orchestrator.recovery import Graphs, rebuild_each
 from lattice.orchestrator.replies import Effect, Replies
 from lattice.orchestrator.runs import Runs
 from lattice.orchestrator.starts import Starts
-from lattice.ports.environment import Clock, IdSource, Telemetry
+from lattice.ports.environment import Clock, Gauges, IdSource, Telemetry
 from lattice.ports.execution import Call, CallResult, Dispatcher
-from lattice.ports.service import Once, TaskUpload
+from lattice.ports.service import LogMessages, Once, TaskUpload
 from lattice.ports.store import Store, ValueStorage, Write
+from lattice.ports.tracing import Traces
 from lattice.workflow import checks
 from lattice.workflow.graph import Workflow
 from lattice.workflow.placement import check as check_placement
@@ -44,6 +46,9 @@ _log = logging.getLogger(__name__)
 
 #: The list of the engine's nodes is asked for again after this many seconds.
 _NODES_FRESH = 1.0
+
+#: Runs that are rebuilt in one go of a thread, which is slow to get its turn on a busy machine.
+_REBUILT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Orchestrator:
         defaults: Defaults | None = None,
         retention: Retention | None = None,
         *,
+        traces: Traces | None = None,
         warm_up: bool = False,
     ) -> None:
         self._defaults = defaults or Defaults()
@@ -89,6 +95,7 @@ class Orchestrator:
         self._clock = clock
         self._ids = ids
         self._telemetry = telemetry
+        self._traces = traces
         self._limits = limits
         self._warm_up = warm_up
         self._lease: int | None = None
@@ -117,8 +124,17 @@ class Orchestrator:
             feed.fail(error)
 
         journal = Journal(self._store, self._lease, self._clock, self._telemetry, fail)
+        logs = TaskLogs(journal, feed, self._clock, self._limits.max_log_bytes)
         runs = Runs(
-            journal, feed, self._dispatcher, nodes, self._clock, self._telemetry, self._limits
+            journal,
+            feed,
+            logs,
+            self._dispatcher,
+            nodes,
+            self._clock,
+            self._telemetry,
+            self._limits,
+            self._traces,
         )
         try:
             await self._dispatcher.start(runs.report, self._load_code)
@@ -149,6 +165,7 @@ class Orchestrator:
                 self._dispatcher,
                 journal,
                 runs,
+                logs,
                 self._clock,
                 self._limits.max_result_bytes,
             ),
@@ -159,6 +176,7 @@ class Orchestrator:
                 self._ids,
                 self._check_placement,
                 self._defaults.deadline,
+                self._traces,
             ),
             Housekeeping(
                 self._store, self._storage, journal, self._clock, self._retention or Retention()
@@ -166,19 +184,29 @@ class Orchestrator:
         )
         if self._retention is not None:
             self._started.housekeeping.start()
+        self._telemetry.watch(functools.partial(self._gauges, journal, feed, runs))
+
+    def _gauges(self, journal: Journal, feed: Feed, runs: Runs) -> Gauges:
+        active, tasks = runs.active
+        load = self._dispatcher.load()
+        return Gauges(
+            runs=active,
+            tasks=tasks,
+            waiting=load.waiting,
+            engaged=load.engaged,
+            replicas=load.replicas,
+            definitions=load.definitions,
+            streams=feed.followers,
+            available=journal.failure is None and journal.outage is None,
+        )
 
     async def _resume(self, runs: Runs) -> None:
         records = await asyncio.to_thread(self._store.unfinished_runs)
-        for record in records:
-            try:
-                run = await asyncio.to_thread(rebuild, self._store, record, with_values=True)
-            except (LatticeError, ValueError, KeyError) as error:
-                if isinstance(error, UnavailableError):
-                    raise
-                # One run that cannot be read must not keep the others from going on.
-                _log.exception("run %s cannot be read and does not go on", record.run_id)
-                continue
-            runs.resume(run, record.created)
+        graphs = Graphs(self._store)
+        for start in range(0, len(records), _REBUILT):
+            some = records[start : start + _REBUILT]
+            for record, run in await asyncio.to_thread(rebuild_each, self._store, some, graphs):
+                runs.resume(run, record.created, record.trace)
         if records:
             _log.info("went on with %d unfinished runs", len(records))
 
@@ -208,12 +236,18 @@ class Orchestrator:
 
     async def ready(self) -> None:
         """Raises UnavailableError unless requests can be answered and made durable."""
+        await self.check_health()
+        self._parts.journal.check()
+
+    async def check_health(self) -> None:
+        """Raises UnavailableError once nothing can be made durable by this orchestrator ever again."""
         journal = self._parts.journal
         if journal.failure is not None:
             raise journal.failure
-        # Looks at the lease, so that one that was replaced learns of it although nobody asks it for
-        # anything. Not awaited: a database that is slow for a while is no reason to be replaced.
-        journal.append(())
+        if journal.outage is None:
+            # Looks at the lease, so that one that was replaced learns of it although nobody asks it for
+            # anything. Not awaited: a database that is slow for a while is no reason to be replaced.
+            journal.append(())
 
     # -- workflows ---------------------------------------------------------------------------
 
@@ -311,6 +345,7 @@ class Orchestrator:
     ) -> None:
         parts = self._parts
         workflow = await parts.catalogue.workflow(workflow_id)
+        parts.journal.check()
         try:
             writes = change(parts.catalogue, workflow)
         except LatticeError:
@@ -435,9 +470,11 @@ class Orchestrator:
         return (await parts.reading.record(run_id)).status
 
     async def follow(
-        self, run_id: RunId, workflow_id: WorkflowId | None, after: int
-    ) -> AsyncIterator[list[str]]:
+        self, run_id: RunId, workflow_id: WorkflowId | None, after: int, *, logs: bool = False
+    ) -> AsyncIterator[list[str] | LogMessages]:
         """Messages of a run after `after`, as JSON texts in groups, until the last.
+
+        With `logs` also what its tasks print: first all that is kept so far, then what is new as it comes.
 
         Raises:
             RunNotFoundError: there is no such run, or it is of another workflow.
@@ -448,8 +485,28 @@ class Orchestrator:
             record = await parts.reading.record(run_id)
             if workflow_id not in (None, record.workflow_id):
                 raise RunNotFoundError(run_id, workflow_id)
-        async for group in parts.feed.follow(run_id, after):
-            yield group
+        if not logs:
+            async for group in parts.feed.follow(run_id, after):
+                yield group
+            return
+        with parts.feed.listening(run_id) as listener:
+            async for printed in parts.reading.logs_so_far(run_id):
+                new = listener.new(printed)
+                if new is not None:
+                    yield new
+            async for group in parts.feed.follow(run_id, after, listener):
+                yield group
+
+    async def task_logs(
+        self, run_id: RunId, task_id: TaskId, attempt: int | None = None, after: str | None = None
+    ) -> dict[str, object]:
+        """A page of what a task has printed: `logs`, and `next`, which as `after` gives the next page.
+
+        Raises:
+            RunNotFoundError, TaskNotFoundError: there is no such run, or no such task in it.
+            InvalidRequestError: `after` is not what an answer had as `next`.
+        """
+        return await self._parts.reading.task_logs(run_id, task_id, attempt, after)
 
     async def task_result(self, run_id: RunId, task_id: TaskId) -> dict[str, object]:
         """The summary of a finished task's outputs. Raises ResultNotFoundError."""
@@ -520,12 +577,14 @@ class Orchestrator:
         """Registers a node, which may be one that the engine does not have yet."""
         parts = self._parts
         parts.nodes.refresh(await self._dispatcher.nodes())
+        parts.journal.check()
         await parts.journal.append([parts.nodes.connect(node_id, node_ip, resources)])
 
     async def disconnect_worker(self, node_id: NodeId) -> None:
         """Places nothing new on a node. Raises WorkerNotFoundError."""
         parts = self._parts
         parts.nodes.refresh(await self._dispatcher.nodes())
+        parts.journal.check()
         await parts.journal.append([parts.nodes.disconnect(node_id)])
 
     async def workers(self) -> list[dict[str, object]]:

@@ -14,6 +14,7 @@ class Limits:
     Attributes:
         max_live_runs: most runs that have not ended.
         max_unfinished_tasks: most tasks of all those runs together that have not ended.
+        max_log_bytes: what is kept of what an attempt prints.
     """
 
     max_tasks_per_workflow: int
@@ -21,6 +22,7 @@ class Limits:
     call_timeout: float
     max_live_runs: int = 10_000
     max_unfinished_tasks: int = 200_000
+    max_log_bytes: int = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)

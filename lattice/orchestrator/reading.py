@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import islice
 
-from lattice.errors import ResultNotFoundError, RunNotFoundError
+from lattice.errors import (
+    InvalidRequestError,
+    ResultNotFoundError,
+    RunNotFoundError,
+    TaskNotFoundError,
+)
 from lattice.ids import RunId, TaskId, WorkflowId
 from lattice.orchestrator.journal import Journal
-from lattice.orchestrator.recovery import rebuild
+from lattice.orchestrator.logs import TaskLogs, described, entries_of, messages
+from lattice.orchestrator.recovery import load_graph, rebuild
 from lattice.orchestrator.runs import Runs
 from lattice.ports.environment import Clock
 from lattice.ports.execution import Dispatcher
-from lattice.ports.service import VALUE_PART_BYTES
-from lattice.ports.store import RunRecord, Store, ValueStorage
+from lattice.ports.service import VALUE_PART_BYTES, LogMessages
+from lattice.ports.store import LogRecord, RunRecord, Store, ValueStorage
+from lattice.ports.tracing import trace_id
+from lattice.workflow import checks
 from lattice.workflow.events import Value
 from lattice.workflow.messages import iso_time
 from lattice.workflow.run import Run
@@ -26,6 +34,8 @@ from lattice.workflow.states import RunStatus, TaskState
 
 #: Tasks upstream that are named to people; of the others there is a number.
 _NAMED = 3
+#: Most parts of logs that are read at once; each is 64 KiB of text at most.
+_LOG_PAGE = 50
 
 
 class Reading:
@@ -38,6 +48,7 @@ class Reading:
         dispatcher: Dispatcher,
         journal: Journal,
         runs: Runs,
+        logs: TaskLogs,
         clock: Clock,
         max_result_bytes: int,
     ) -> None:
@@ -46,6 +57,7 @@ class Reading:
         self._dispatcher = dispatcher
         self._journal = journal
         self._runs = runs
+        self._logs = logs
         self._clock = clock
         self._max_result_bytes = max_result_bytes
 
@@ -130,12 +142,114 @@ class Reading:
             raise ResultNotFoundError(run_id, task_id, f"no output {key!r}; it returned {found}")
         return values[key]
 
+    async def task_logs(
+        self, run_id: RunId, task_id: TaskId, attempt: int | None, after: str | None
+    ) -> dict[str, object]:
+        """A page of what a task has printed, and how to ask for the next.
+
+        Raises:
+            RunNotFoundError, TaskNotFoundError: there is no such run, or no such task in it.
+            InvalidRequestError: `after` is not what an answer had as `next`.
+        """
+        start, printed = _log_place(after)
+        # Before the store is read: what is stored meanwhile is then found twice, and not missed.
+        held = [
+            each
+            for each in self._logs.held(run_id, task_id)
+            if attempt in (None, each.attempt) and (each.attempt, each.position) > start
+        ]
+        await self._journal.barrier()
+        record = await self.record(run_id)
+        found = await asyncio.to_thread(
+            self._store.load_logs,
+            run_id,
+            _LOG_PAGE,
+            task_id=task_id,
+            attempt=attempt,
+            after=(task_id, *start),
+        )
+        more = len(found) == _LOG_PAGE
+        if not more:
+            stored = {(each.attempt, each.position) for each in found}
+            found += [each for each in held if (each.attempt, each.position) not in stored]
+            found.sort(key=lambda each: (each.attempt, each.position))
+        if not found and after is None:
+            await self._check_task(record, task_id)
+        logs, printed = await asyncio.to_thread(_described_logs, found, start[0], printed)
+        last = found[-1] if more else None
+        return {
+            "logs": logs,
+            "next": None if last is None else f"{last.attempt}.{last.position}.{printed}",
+        }
+
+    async def _check_task(self, record: RunRecord, task_id: TaskId) -> None:
+        """Raises TaskNotFoundError if a run has no such task."""
+        run = self._runs.live(record.run_id)
+        graph = (
+            run.graph
+            if run is not None
+            else await asyncio.to_thread(load_graph, self._store, record.graph)
+        )
+        if task_id not in graph.tasks:
+            raise TaskNotFoundError(task_id, record.workflow_id)
+
+    async def logs_so_far(self, run_id: RunId) -> AsyncIterator[LogMessages]:
+        """All that is kept of what the tasks of a run have printed."""
+        held = self._logs.held(run_id)
+        await self._journal.barrier()
+        after: tuple[TaskId, int, int] | None = None
+        ends: dict[tuple[TaskId, int], int] = {}
+        while True:
+            found = await asyncio.to_thread(self._store.load_logs, run_id, _LOG_PAGE, after=after)
+            last = len(found) < _LOG_PAGE
+            for part in [*found, *held] if last else found:
+                entries, key = entries_of(part), (part.task_id, part.attempt)
+                yield messages(run_id, *key, entries, ends.get(key, 0))
+                ends[key] = entries[-1].end
+            if last:
+                return
+            after = found[-1].task_id, found[-1].attempt, found[-1].position
+
     async def record(self, run_id: RunId) -> RunRecord:
         """A run as it is stored. Raises RunNotFoundError."""
         record = await asyncio.to_thread(self._store.load_run, run_id)
         if record is None:
             raise RunNotFoundError(run_id)
         return record
+
+
+def _log_place(after: str | None) -> tuple[tuple[int, int], int]:
+    """Attempt and position of the part that `after` names, and where it ended. Raises InvalidRequestError."""
+    if after is None:
+        return (0, -1), 0
+    fields = after.split(".")
+    if len(fields) != 3 or not all(
+        each.isascii() and each.isdecimal() and len(each) < 18 for each in fields
+    ):
+        raise InvalidRequestError(
+            "after", checks.shown(after), "what the page before had as `next` is allowed"
+        )
+    attempt, position, end = map(int, fields)
+    return (attempt, position), end
+
+
+def _described_logs(
+    parts: Sequence[LogRecord], attempt: int, before: int
+) -> tuple[list[dict[str, object]], int]:
+    """What parts of a task's logs hold, for people, and where the last one ends.
+
+    They come after what the `attempt` had printed up to `before`.
+    """
+    shown = []
+    for part in parts:
+        if part.attempt != attempt:
+            attempt, before = part.attempt, 0
+        for entry in entries_of(part):
+            # One that was held and then stored may be in two parts.
+            if entry.offset >= before:
+                shown.append(described(attempt, entry, entry.offset - before))
+                before = entry.end
+    return shown, before
 
 
 def _progress(run: Run, waiting: Mapping[TaskId, str], now: float) -> dict[str, object]:
@@ -151,6 +265,7 @@ def _summary(record: RunRecord) -> dict[str, object]:
         "finished": None if record.finished is None else iso_time(record.finished),
         "deadline": None if record.deadline is None else iso_time(record.deadline),
         "retry_of": record.retry_of,
+        "trace_id": None if record.trace is None else trace_id(record.trace),
     }
 
 

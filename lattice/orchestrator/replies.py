@@ -48,6 +48,7 @@ class Replies:
 
         Raises:
             ConflictError: the key of `once` was used for another request.
+            StoreUnavailableError: the database is away; what was prepared before may still be done.
         """
         if once is None:
             return await self._perform(None, prepare)
@@ -90,6 +91,7 @@ class Replies:
     async def _perform(
         self, once: Once | None, prepare: Callable[[], Awaitable[Effect]]
     ) -> Mapping[str, str]:
+        self._journal.check()
         try:
             effect = await prepare()
         except LatticeError:

@@ -5,15 +5,18 @@ without waiting for the commit: the log of a run is ordered, so a crash in betwe
 that nobody has seen finish, and nothing else. A run leaves memory when its last message is durable.
 
 When nothing more can be made durable, nothing more is run: the next orchestrator goes on with every
-run from its log, and whatever this one would still begin would be done twice.
+run from its log, and whatever this one would still begin would be done twice. While the database is
+away, what runs goes on, and what would begin waits: else a crash meanwhile would repeat ever more work.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from lattice.errors import (
     InvalidTransitionError,
@@ -24,11 +27,13 @@ from lattice.errors import (
 from lattice.ids import RunId, TaskId
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.policies import Limits
 from lattice.ports.environment import Clock, Telemetry
-from lattice.ports.execution import Argument, Dispatcher, Job, Report
+from lattice.ports.execution import Argument, Dispatcher, Job, Report, TaskLogged
 from lattice.ports.store import AppendMessage, FinishRun, Write
+from lattice.ports.tracing import Traces, attempt_context
 from lattice.workflow.commands import (
     ArmDeadline,
     ArmTimer,
@@ -48,11 +53,12 @@ from lattice.workflow.events import (
     RunRequested,
     TaskFailed,
     TaskLost,
+    TaskStarted,
     TaskSucceeded,
     TimerFired,
 )
 from lattice.workflow.graph import Binding
-from lattice.workflow.messages import Message
+from lattice.workflow.messages import Message, MessageType
 from lattice.workflow.run import Run
 from lattice.workflow.states import TaskState
 
@@ -62,18 +68,22 @@ _log = logging.getLogger(__name__)
 # Made once: `json.dumps` with separators makes an encoder at each call.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
+_ATTEMPT_ENDS = frozenset(
+    (MessageType.FINISH_TASK, MessageType.TASK_EXCEPTION, MessageType.TASK_RETRY)
+)
 _OUTCOMES = {TaskSucceeded: "succeeded", TaskFailed: "failed", TaskLost: "lost"}
 
 
 @dataclass(slots=True)
 class _Live:
-    """A run, when it was requested, and what prevents the timer that each of its tasks waits for.
+    """A run, when and in which trace it was requested, and what prevents the timer that each task waits for.
 
     `deadline` prevents the run's own.
     """
 
     run: Run
     created: float
+    trace: str | None
     deadline: Callable[[], None] | None = None
     timers: dict[TaskId, Callable[[], None]] = field(default_factory=dict)
 
@@ -93,11 +103,13 @@ class Runs:
         self,
         journal: Journal,
         feed: Feed,
+        logs: TaskLogs,
         dispatcher: Dispatcher,
         nodes: NodeRegistry,
         clock: Clock,
         telemetry: Telemetry,
         limits: Limits,
+        traces: Traces | None = None,
     ) -> None:
         self._limits = limits
         #: Tasks that have not ended, of live runs and of reserved ones, and how many runs are reserved.
@@ -105,12 +117,19 @@ class Runs:
         self._reserved = 0
         self._journal = journal
         self._feed = feed
+        self._logs = logs
         self._dispatcher = dispatcher
         self._nodes = nodes
         self._clock = clock
         self._telemetry = telemetry
+        self._traces = traces
         self._live: dict[RunId, _Live] = {}
         self._stopped = False
+
+    @property
+    def active(self) -> tuple[int, int]:
+        """How many runs and how many of their tasks have not ended."""
+        return len(self._live), self._unfinished
 
     def live(self, run_id: RunId) -> Run | None:
         """A run that has not ended, or whose end is not durable yet."""
@@ -140,16 +159,18 @@ class Runs:
         self._reserved += 1
         self._unfinished += run.unfinished
 
-    def begin(self, run: Run, created: float) -> None:
+    def begin(self, run: Run, created: float, trace: str | None) -> None:
         """Starts a new run that was reserved, and is durable with its graph and its code."""
         self._reserved -= 1
-        self._admit(run, created)
+        _log.info("run %s started, %d tasks", run.run_id, run.unfinished, extra=_about(run.run_id))
+        self._admit(run, created, trace)
         self._step(run.run_id, RunRequested(self._clock.now()))
 
-    def resume(self, run: Run, created: float) -> None:
+    def resume(self, run: Run, created: float, trace: str | None) -> None:
         """Goes on with a run that was replayed from its log, whatever the bounds are now."""
         self._unfinished += run.unfinished
-        self._admit(run, created)
+        _log.info("run %s goes on", run.run_id, extra=_about(run.run_id))
+        self._admit(run, created, trace)
         self._step(run.run_id, Recovered(self._clock.now()))
 
     def cancel(self, run_id: RunId) -> None:
@@ -164,11 +185,47 @@ class Runs:
 
     def report(self, run_id: RunId, report: Report) -> None:
         """The dispatcher's word on an attempt. Words on runs that have ended are late and ignored."""
-        if isinstance(report, TaskSucceeded | TaskFailed | TaskLost) and run_id in self._live:
-            placement = None if isinstance(report, TaskLost) else report.placement
-            ran = report.at - placement.at if placement else 0.0
-            self._telemetry.task_finished(_OUTCOMES[type(report)], ran)
+        if isinstance(report, TaskLogged):
+            self._logs.take(run_id, report, running=self._is_running(run_id, report))
+            return
+        live = self._live.get(run_id)
+        progress = None if live is None else live.run.tasks.get(report.task_id)
+        news = progress is not None and progress.attempt == report.attempt
+        if live is not None and not isinstance(report, TaskStarted):
+            self._logs.end(run_id, report.task_id, report.attempt)
+            if isinstance(report, TaskLost):
+                # What the error says may be the user's.
+                _log.warning(
+                    "attempt %d of task %s of run %s was lost: %s",
+                    report.attempt,
+                    report.task_id,
+                    run_id,
+                    report.error.type,
+                    extra=_about(run_id, report.task_id),
+                )
         self._step(run_id, self._renamed(report))
+        if live is not None and news and not isinstance(report, TaskStarted):
+            self._count(live.run, report)
+
+    def _count(self, run: Run, end: TaskSucceeded | TaskFailed | TaskLost) -> None:
+        """Counts the end of an attempt, which the machine has heard of."""
+        placement = None if isinstance(end, TaskLost) else end.placement
+        timing = {**cast("Mapping[str, float]", run.tasks[end.task_id].timing or {})}
+        if placement is not None:
+            timing["running"] = end.at - placement.at
+            if placement.batch_size is not None:
+                self._telemetry.call_began(placement.batch_size)
+        name = run.graph.tasks[end.task_id].name
+        self._telemetry.attempt_ended(name, _OUTCOMES[type(end)], timing)
+
+    def _is_running(self, run_id: RunId, logged: TaskLogged) -> bool:
+        live = self._live.get(run_id)
+        progress = None if live is None else live.run.tasks.get(logged.task_id)
+        return (
+            progress is not None
+            and progress.attempt == logged.attempt
+            and progress.state in (TaskState.QUEUED, TaskState.RUNNING)
+        )
 
     def stop(self) -> None:
         """Ends what runs, for the next orchestrator to run it again. Later events change nothing."""
@@ -179,15 +236,17 @@ class Runs:
                 if progress.state in (TaskState.QUEUED, TaskState.RUNNING):
                     self._dispatcher.cancel(run_id, task_id, progress.attempt)
         self._live.clear()
+        self._logs.stop()
 
-    def _admit(self, run: Run, created: float) -> None:
+    def _admit(self, run: Run, created: float, trace: str | None) -> None:
         if self._stopped:
             return
-        self._live[run.run_id] = _Live(run, created)
+        self._live[run.run_id] = _Live(run, created, trace)
         self._feed.open(run.run_id, run.last_seq)
-        self._telemetry.run_started()
 
-    def _renamed(self, report: Report) -> Report:
+    def _renamed(
+        self, report: TaskStarted | TaskSucceeded | TaskFailed | TaskLost
+    ) -> TaskStarted | TaskSucceeded | TaskFailed | TaskLost:
         """The report with the node under the id by which users know it."""
         if isinstance(report, TaskLost) or report.placement is None:
             return report
@@ -216,10 +275,13 @@ class Runs:
             match command:
                 case Publish(message):
                     live.disarm(message.task_id)
+                case Execute() if self._journal.outage is None:
+                    self._dispatcher.submit(self._job(live, command))
                 case Execute():
-                    self._dispatcher.submit(self._job(run, command))
+                    self._journal.append((), functools.partial(self._execute, live, command))
                 case Cancel(task_id, attempt):
                     self._dispatcher.cancel(run_id, task_id, attempt)
+                    self._logs.cancelled(run_id, task_id, attempt)
                 case ArmTimer():
                     self._arm(live, command)
                 case ArmDeadline(delay):
@@ -227,33 +289,67 @@ class Runs:
                 case Release(task_id):
                     self._dispatcher.release(run_id, task_id)
 
+    def _execute(self, live: _Live, command: Execute) -> None:
+        """Hands over what had to wait, unless it has been cancelled meanwhile."""
+        progress = live.run.tasks[command.task_id]
+        waits = progress.state is TaskState.QUEUED and progress.attempt == command.attempt
+        if waits and self._live.get(live.run.run_id) is live:
+            self._dispatcher.submit(self._job(live, command))
+
     def _tell(self, live: _Live, commands: Sequence[Command]) -> None:
         """Appends what is to be told to the journal, and publishes it once it is durable."""
         run_id = live.run.run_id
         writes: list[Write] = []
         texts: list[str] = []
-        finished = False
+        ended: tuple[str, float] | None = None
         for command in commands:
             match command:
                 case Publish(message):
                     write = append_message(run_id, message)
                     texts.append(write.document)
                     writes.append(write)
+                    self._trace_attempt(live, message)
                 case Finish(status):
-                    finished = True
                     now = self._clock.now()
+                    ended = status, now - live.created
                     writes.append(FinishRun(run_id, status, now))
                     self._telemetry.run_finished(status, now - live.created)
+                    if self._traces is not None and live.trace is not None:
+                        workflow_id = live.run.graph.workflow_id
+                        self._traces.run_ended(
+                            live.trace, run_id, workflow_id, live.created, now, status
+                        )
 
         if writes:
 
             def durable() -> None:
                 self._feed.publish(run_id, texts)
-                if finished:
+                if ended is not None:
                     self._feed.close(run_id)
                     self._live.pop(run_id, None)
+                    _log.info("run %s ended %s after %.3f s", run_id, *ended, extra=_about(run_id))
 
             self._journal.append(writes, durable)
+
+    def _trace_attempt(self, live: _Live, message: Message) -> None:
+        """Writes the span of an attempt, if the message is of the end of one."""
+        task_id = message.task_id
+        if self._traces is None or live.trace is None or task_id is None:
+            return
+        if message.type in _ATTEMPT_ENDS:
+            # The task itself may have begun its next attempt.
+            data = cast("Mapping[str, Any]", message.data)
+            ended = self._clock.now()
+            self._traces.attempt_ended(
+                live.trace,
+                live.run.run_id,
+                task_id,
+                live.run.graph.tasks[task_id].name,
+                data["attempt"],
+                ended - sum(data["timing"].values()),
+                ended,
+                data.get("error"),
+            )
 
     def _arm(self, live: _Live, timer: ArmTimer) -> None:
         def fire() -> None:
@@ -270,7 +366,8 @@ class Runs:
 
         live.deadline = self._clock.call_later(delay, fire)
 
-    def _job(self, run: Run, command: Execute) -> Job:
+    def _job(self, live: _Live, command: Execute) -> Job:
+        run = live.run
         task = run.graph.tasks[command.task_id]
         return Job(
             run_id=run.run_id,
@@ -283,7 +380,15 @@ class Runs:
             ),
             output_keys=task.output_keys,
             timed=task.timeout is not None,
+            trace=live.trace
+            and attempt_context(live.trace, run.run_id, task.task_id, command.attempt),
         )
+
+
+def _about(run_id: RunId, task_id: TaskId | None = None) -> dict[str, object]:
+    """What a log line is about."""
+    about = {"run_id": run_id} if task_id is None else {"run_id": run_id, "task_id": task_id}
+    return {"about": about}
 
 
 def append_message(run_id: RunId, message: Message) -> AppendMessage:

@@ -21,6 +21,7 @@ from lattice.orchestrator.replies import Effect
 from lattice.orchestrator.runs import Runs, append_message
 from lattice.ports.environment import Clock, IdSource
 from lattice.ports.store import PutBlob, PutRun, RunRecord, Store, Write
+from lattice.ports.tracing import Traces
 from lattice.workflow import checks
 from lattice.workflow.commands import Publish
 from lattice.workflow.events import Result, ResultsTakenOver
@@ -38,7 +39,7 @@ class Starts:
     """Makes the effects that start runs.
 
     `check` raises InvalidRequestError for resources that no node has; its second argument says whose.
-    `deadline` is that of runs that say none, in seconds.
+    `deadline` is that of runs that say none, in seconds. With `traces`, runs are in the trace of their request.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Starts:
         ids: IdSource,
         check: Callable[[Resources, str], None],
         deadline: float | None,
+        traces: Traces | None = None,
     ) -> None:
         self._store = store
         self._runs = runs
@@ -56,6 +58,7 @@ class Starts:
         self._ids = ids
         self._check = check
         self._deadline = deadline
+        self._traces = traces
 
     def of_workflow(
         self, workflow: Workflow, writes: Sequence[Write], deadline: float | None
@@ -117,11 +120,13 @@ class Starts:
         retry_of: RunId | None,
     ) -> Effect:
         workflow_id = run.graph.workflow_id
+        trace = None if self._traces is None else self._traces.current()
+        put = PutRun(run.run_id, workflow_id, graph, created, run.deadline, retry_of, trace)
         self._runs.reserve(run)
         return Effect(
             {"workflow_id": workflow_id, "run_id": run.run_id},
-            [*writes, PutRun(run.run_id, workflow_id, graph, created, run.deadline, retry_of)],
-            lambda: self._runs.begin(run, created),
+            [*writes, put],
+            lambda: self._runs.begin(run, created, trace),
         )
 
     def _check_nodes(self, tasks: Iterable[Task]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -23,17 +24,48 @@ class IdSource(Protocol):
         """An id that was never given before: a UUID in its usual form."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """How much there is just now.
+
+    Attributes:
+        runs, tasks: that have not ended.
+        waiting, engaged: attempts that wait in this process, and that the engine has.
+        replicas, definitions: replicas that take calls, and definitions that are deployed.
+        streams: open streams of messages.
+        available: the database can be written to.
+    """
+
+    runs: int
+    tasks: int
+    waiting: int
+    engaged: int
+    replicas: int
+    definitions: int
+    streams: int
+    available: bool
+
+
 class Telemetry(Protocol):
     """What an operator counts."""
 
-    def run_started(self) -> None:
-        """A run was started or taken up again after a restart."""
+    def watch(self, read: Callable[[], Gauges]) -> None:
+        """Numbers to read whenever somebody looks, in any thread."""
 
     def run_finished(self, status: str, seconds: float) -> None:
         """A run ended, `seconds` after it was requested."""
 
-    def task_finished(self, state: str, seconds: float) -> None:
-        """An attempt ended (`succeeded`, `failed`, `lost`), `seconds` after it began."""
+    def attempt_ended(self, task: str, state: str, timing: Mapping[str, float]) -> None:
+        """An attempt of a task of this name ended (`succeeded`, `failed`, `lost`).
+
+        `timing`: the seconds that it was `queued`, `starting`, `batching` and `running`.
+        """
+
+    def call_began(self, batch_size: int) -> None:
+        """A call began in a batch of so many."""
 
     def committed(self, writes: int, seconds: float) -> None:
         """A group of writes became durable within `seconds`."""
+
+    def commit_failed(self) -> None:
+        """The database did not make a group of writes durable; it is asked again."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from lattice.ids import Digest, NodeId, RunId, TaskId
 from lattice.workflow.events import (
@@ -58,6 +58,7 @@ class Job:
 
     Attributes:
         timed: there is a time-out, which begins with the report of the start: it must come first.
+        trace: the trace context of what happens in it; None if it is not traced.
     """
 
     run_id: RunId
@@ -68,6 +69,7 @@ class Job:
     arguments: tuple[Argument, ...]
     output_keys: tuple[str, ...]
     timed: bool
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,63 @@ class EngineNode:
     memory: float
 
 
-Report = TaskStarted | TaskSucceeded | TaskFailed | TaskLost
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Attempts that wait here and that the engine has; replicas that take calls; deployed definitions."""
+
+    waiting: int = 0
+    engaged: int = 0
+    replicas: int = 0
+    definitions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """Text that an attempt has printed or logged.
+
+    Attributes:
+        offset: where it begins, in bytes of all that the attempt has printed; what lies between the end of an
+            entry and the beginning of the next was not kept.
+        time: in seconds since the epoch.
+        stream: `stdout`, `stderr`, or `log` for a record of `logging`, with its level and its logger.
+    """
+
+    offset: int
+    time: float
+    stream: str
+    text: str
+    level: str | None = None
+    logger: str | None = None
+
+    #: What an entry costs beside its text wherever text is bounded, in bytes.
+    OVERHEAD: ClassVar[int] = 100
+    STREAMS: ClassVar[tuple[str, ...]] = ("stdout", "stderr", "log")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the text."""
+        return len(self.text.encode("utf-8", "surrogatepass"))
+
+    @property
+    def end(self) -> int:
+        """Where the next begins if nothing lies between."""
+        return self.offset + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLogged:
+    """What an attempt has printed. `final`: all that is kept of it, told again at its end.
+
+    Entries come in the order of their offsets; those that were told before are known by these.
+    """
+
+    task_id: TaskId
+    attempt: int
+    entries: tuple[LogEntry, ...]
+    final: bool = False
+
+
+Report = TaskStarted | TaskLogged | TaskSucceeded | TaskFailed | TaskLost
 
 
 class Dispatcher(Protocol):
@@ -120,6 +178,9 @@ class Dispatcher(Protocol):
 
     async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> Mapping[TaskId, str]:
         """What those of a run's attempts wait for that have been submitted and not begun, for people."""
+
+    def load(self) -> Load:
+        """How much there is to do. May be called from any thread."""
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""

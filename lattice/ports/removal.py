@@ -3,7 +3,7 @@
 A run goes in steps, each a small commit, so that a large one holds up nobody:
 
 1. `DeleteRun` takes the run itself, so that nobody finds it, and leaves a note that the rest is to go.
-2. `DeleteValues` and `DeleteMessages` take its rows in slices.
+2. `DeleteValues`, `DeleteLogs` and `DeleteMessages` take its rows in slices.
 3. What its tasks stored in files goes, as far as no other run refers to it.
 4. `DropNote` ends it.
 
@@ -62,6 +62,14 @@ class DeleteValues:
 
 
 @dataclass(frozen=True, slots=True)
+class DeleteLogs:
+    """Parts of what a run's attempts have printed go, each named by task, attempt and position."""
+
+    run_id: RunId
+    parts: tuple[tuple[TaskId, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteUnusedBlobs:
     """Those of the blobs go that no task, no run and no graph refers to when this is committed."""
 
@@ -81,6 +89,7 @@ Removal = (
     | DropNote
     | DeleteMessages
     | DeleteValues
+    | DeleteLogs
     | DeleteUnusedBlobs
     | DeleteReplies
 )
@@ -97,10 +106,14 @@ class StoredOutput:
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """Some rows of a run: the last seq of the first messages, None if there are none, and outputs."""
+    """Some rows of a run: the last seq of the first messages, None if there are none, outputs and logs.
+
+    `logs` are named as by `DeleteLogs`.
+    """
 
     last_seq: int | None
     outputs: tuple[StoredOutput, ...]
+    logs: tuple[tuple[TaskId, int, int], ...] = ()
 
 
 class Removable(Protocol):
@@ -123,7 +136,7 @@ class Removable(Protocol):
         """The notes that are due at `now`, the oldest first, each as the write that ends it."""
 
     def leftovers(self, run_id: RunId, limit: int) -> Leftovers:
-        """Up to `limit` messages and up to `limit` outputs that are there of a run."""
+        """Up to `limit` messages, outputs and parts of logs each that are there of a run."""
 
     def referenced(self, locations: Collection[str]) -> set[str]:
         """Those of `locations` that an output of any run is at."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from lattice.ids import NodeId, RunId, TaskId, WorkflowId
@@ -44,6 +44,28 @@ class TaskUpload:
     name: str | None
     definition: Mapping[str, object]
     code: CodeUpload | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogMessages:
+    """Messages, as JSON texts, about what an attempt has printed; each comes with its offset, and has no seq.
+
+    Offsets grow, and of messages that come twice, such as from a stream that was opened again, they are the same.
+    """
+
+    task_id: TaskId
+    attempt: int
+    texts: tuple[tuple[int, str], ...]
+
+    def unseen(self, told: dict[tuple[TaskId, int], int]) -> LogMessages | None:
+        """Those that come after what was `told`, which is brought up to date; None if there are none."""
+        key = self.task_id, self.attempt
+        last = told.get(key, -1)
+        texts = tuple(each for each in self.texts if each[0] > last)
+        if not texts:
+            return None
+        told[key] = texts[-1][0]
+        return replace(self, texts=texts)
 
 
 class OrchestratorService(Protocol):
@@ -111,14 +133,20 @@ class OrchestratorService(Protocol):
     async def delete_runs(self, workflow_id: WorkflowId, limit: int) -> int: ...
 
     def follow(
-        self, run_id: RunId, workflow_id: WorkflowId | None, after: int
-    ) -> AsyncIterator[list[str]]:
+        self, run_id: RunId, workflow_id: WorkflowId | None, after: int, *, logs: bool = False
+    ) -> AsyncIterator[list[str] | LogMessages]:
         """Messages of a run after `after`, as JSON texts in groups, until the last.
 
+        With `logs` also what its tasks print: first all that is kept so far, then what is new as it comes.
         Raises RunNotFoundError before the first group.
         """
 
     async def task_result(self, run_id: RunId, task_id: TaskId) -> dict[str, object]: ...
+
+    async def task_logs(
+        self, run_id: RunId, task_id: TaskId, attempt: int | None = None, after: str | None = None
+    ) -> dict[str, object]:
+        """A page of what a task has printed: `logs`, and `next`, which as `after` gives the next page."""
 
     async def value_json(self, run_id: RunId, task_id: TaskId, key: str) -> bytes: ...
 

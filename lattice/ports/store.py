@@ -80,7 +80,7 @@ class PutRun:
     """A new run of the graph whose JSON text is the blob `graph`.
 
     `deadline` is when it has to have ended, in seconds since the epoch; `retry_of` the run whose results
-    it takes over.
+    it takes over; `trace` the trace context of its request.
     """
 
     run_id: RunId
@@ -89,6 +89,7 @@ class PutRun:
     created: float
     deadline: float | None = None
     retry_of: RunId | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,20 @@ class PutReply:
     created: float
 
 
+@dataclass(frozen=True, slots=True)
+class PutLog:
+    """A part of what an attempt has printed; put again at the same `position`, it takes the place of the former.
+
+    `position` is where it begins, in bytes of all that the attempt has printed; `document` is JSON text.
+    """
+
+    run_id: RunId
+    task_id: TaskId
+    attempt: int
+    position: int
+    document: str
+
+
 Write = (
     PutWorkflow
     | PutTask
@@ -144,6 +159,7 @@ Write = (
     | FinishRun
     | PutNode
     | PutReply
+    | PutLog
     | Removal
 )
 
@@ -170,6 +186,7 @@ class RunRecord:
     finished: float | None
     deadline: float | None = None
     retry_of: RunId | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +195,16 @@ class ReplyRecord:
 
     key: str
     fingerprint: str
+    document: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A stored part of what an attempt has printed."""
+
+    task_id: TaskId
+    attempt: int
+    position: int
     document: str
 
 
@@ -190,11 +217,15 @@ class Store(Removable, Protocol):
     def acquire_lease(self) -> int:
         """Takes the lease from whoever held it; returns its number, larger than all before it."""
 
-    def commit(self, lease: int, writes: Sequence[Write]) -> None:
+    def commit(self, lease: int, writes: Sequence[Write], number: int | None = None) -> None:
         """Makes all of `writes` durable, in their order, or none of them.
+
+        Whoever does not learn whether a commit took effect may ask for it again under the same `number`:
+        under one lease, a number that is not above the last one has been committed, and nothing is done.
 
         Raises:
             LeaseLostError: a larger lease was acquired; nothing was written.
+            StoreRefusedError: it cannot be done, now or later; nothing was written.
         """
 
     def load_workflow(self, workflow_id: WorkflowId) -> WorkflowRecord | None:
@@ -230,6 +261,21 @@ class Store(Removable, Protocol):
 
     def load_task_result(self, run_id: RunId, task_id: TaskId) -> str | None:
         """The JSON text of a task's `finish_task` message, found by an index; None if there is none."""
+
+    def load_logs(
+        self,
+        run_id: RunId,
+        limit: int,
+        *,
+        task_id: TaskId | None = None,
+        attempt: int | None = None,
+        after: tuple[TaskId, int, int] | None = None,
+    ) -> list[LogRecord]:
+        """Up to `limit` parts of what the tasks of a run have printed, by task, attempt and position.
+
+        With `task_id` and `attempt` only theirs; with `after` only what comes after that task, attempt and
+        position.
+        """
 
     def load_nodes(self) -> list[str]:
         """The registered nodes, as JSON texts, in the order in which they were first put."""

@@ -14,11 +14,17 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from lattice.errors import InvalidRequestError, StoreUnavailableError
+from lattice.errors import InvalidRequestError, StoreRefusedError, StoreUnavailableError
 
 _DRIVERS = {"sqlite": "pysqlite", "postgresql": "psycopg"}
 _ALLOWED = "use memory:, sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE"
@@ -27,6 +33,16 @@ _ALLOWED = "use memory:, sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABA
 _LOCK_WAIT = 30
 #: How long reaching a PostgreSQL server may take, in seconds, unless the URL says otherwise.
 _CONNECT_WAIT = 10
+#: When a PostgreSQL server that says nothing counts as away, unless the URL says otherwise: after so many
+#: milliseconds without a sign that what was sent has arrived, and after so many seconds of silence.
+_SILENCE = {
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
+#: Lost connections, locks, full disks; InternalError is also that of a server that takes no writes just now.
+_AWAY = (OperationalError, InterfaceError, InternalError)
 
 
 def connect(url: str) -> Engine:
@@ -34,7 +50,7 @@ def connect(url: str) -> Engine:
 
     Raises:
         InvalidRequestError: `url` is not one of a supported database, or its driver is missing.
-        StoreUnavailableError: the SQLite file cannot be made or used.
+        StoreRefusedError: the SQLite file cannot be made or used.
     """
     try:
         parsed = make_url(url)
@@ -78,15 +94,20 @@ def for_reading(engine: Engine) -> Engine:
 
 @contextmanager
 def refusals_as_unavailable() -> Iterator[None]:
-    """Turns what the database refuses into StoreUnavailableError with the database's own words."""
+    """Turns what the database refuses into StoreUnavailableError with the database's own words.
+
+    What would be refused again becomes StoreRefusedError.
+    """
     try:
         yield
     except DBAPIError as error:
-        raise StoreUnavailableError(f"database: {str(error.orig).strip()}") from error
+        away = error.connection_invalidated or isinstance(error, _AWAY)
+        kind = StoreUnavailableError if away else StoreRefusedError
+        raise kind(f"database: {str(error.orig).strip()}") from error
     except NoFreeConnection as error:
         raise StoreUnavailableError("database: all connections are busy") from error
     except UnicodeEncodeError as error:
-        raise StoreUnavailableError(f"database: text that is not Unicode: {error}") from error
+        raise StoreRefusedError(f"database: text that is not Unicode: {error}") from error
 
 
 def _sqlite(url: URL) -> Engine:
@@ -108,7 +129,7 @@ def _make_private(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
     except OSError as error:
-        raise StoreUnavailableError(f"database: {error}") from error
+        raise StoreRefusedError(f"database: {error}") from error
 
 
 def _log_ahead(path: str) -> None:
@@ -131,7 +152,7 @@ def _log_ahead(path: str) -> None:
                         raise
                     time.sleep(0.01)
     except sqlite3.Error as error:
-        raise StoreUnavailableError(f"database: {error}") from error
+        raise StoreRefusedError(f"database: {error}") from error
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
@@ -147,7 +168,11 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _postgresql(url: URL) -> Engine:
-    waits = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_WAIT}
+    waits = {
+        name: value
+        for name, value in {"connect_timeout": _CONNECT_WAIT, **_SILENCE}.items()
+        if name not in url.query
+    }
     # Pooled connections are tried before use: those from before a restart of the server are replaced.
     engine = create_engine(url, connect_args=waits, hide_parameters=True, pool_pre_ping=True)
     event.listen(engine, "connect", _set_up_postgresql)

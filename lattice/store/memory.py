@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import assert_never
 
-from lattice.errors import LeaseLostError, StoreUnavailableError
+from lattice.errors import LeaseLostError, StoreRefusedError
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
 from lattice.ports.removal import (
+    DeleteLogs,
     DeleteMessages,
     DeleteReplies,
     DeleteRun,
@@ -29,8 +30,10 @@ from lattice.ports.store import (
     DeleteEdge,
     DeleteTask,
     FinishRun,
+    LogRecord,
     PutBlob,
     PutEdge,
+    PutLog,
     PutNode,
     PutReply,
     PutRun,
@@ -70,6 +73,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lease = 0
+        self._committed = 0
         self._workflows: dict[WorkflowId, float] = {}
         self._drafts: dict[WorkflowId, _Draft] = {}
         self._blobs: dict[Digest, bytes] = {}
@@ -81,22 +85,28 @@ class MemoryStore:
         self._codes: dict[tuple[WorkflowId, TaskId], Digest | None] = {}
         self._replied: dict[str, float] = {}
         self._notes: dict[RunId, float] = {}
+        self._printed: dict[RunId, dict[tuple[TaskId, int, int], str]] = {}
 
     def acquire_lease(self) -> int:
         """Takes the lease; returns its number."""
         with self._lock:
             self._lease += 1
+            self._committed = 0
             return self._lease
 
-    def commit(self, lease: int, writes: Sequence[Write]) -> None:
+    def commit(self, lease: int, writes: Sequence[Write], number: int | None = None) -> None:
         """Applies all of `writes` or, where one of them is refused or the lease is lost, none."""
         with self._lock:
             if lease != self._lease or not self._lease:
                 raise LeaseLostError(lease, self._lease)
+            if number is not None and number <= self._committed:
+                return
             # What may be refused is looked for first, so that nothing ever has to be undone.
             self._refuse_defects(writes)
             for write in writes:
                 self._apply(write)
+            if number is not None:
+                self._committed = number
 
     def load_workflow(self, workflow_id: WorkflowId) -> WorkflowRecord | None:
         """A workflow with its tasks and explicit edges, or None."""
@@ -172,6 +182,26 @@ class MemoryStore:
             documents = [message.document for message in messages if message.task_id == task_id]
         return next(filter(is_result, documents), None)
 
+    def load_logs(
+        self,
+        run_id: RunId,
+        limit: int,
+        *,
+        task_id: TaskId | None = None,
+        attempt: int | None = None,
+        after: tuple[TaskId, int, int] | None = None,
+    ) -> list[LogRecord]:
+        """Parts of what the tasks of a run have printed, by task, attempt and position."""
+        with self._lock:
+            found = sorted(self._printed.get(run_id, {}).items())
+        return [
+            LogRecord(*place, document)
+            for place, document in found
+            if task_id in (None, place[0])
+            and attempt in (None, place[1])
+            and (after is None or place > after)
+        ][:limit]
+
     def load_nodes(self) -> list[str]:
         """The registered nodes, first put first."""
         with self._lock:
@@ -211,7 +241,7 @@ class MemoryStore:
         return sorted(due, key=attrgetter("due"))[:limit]
 
     def leftovers(self, run_id: RunId, limit: int) -> Leftovers:
-        """Up to `limit` messages and up to `limit` outputs that are there of a run."""
+        """Up to `limit` messages, outputs and parts of logs each that are there of a run."""
         with self._lock:
             log = self._logs.get(run_id, _Log())
             messages = log.messages[:limit]
@@ -220,7 +250,9 @@ class MemoryStore:
                 for task_id, values in log.values.items()
                 for key, value in values.items()
             ]
-        return Leftovers(messages[-1].seq if messages else None, tuple(outputs[:limit]))
+            parts = sorted(self._printed.get(run_id, {}))[:limit]
+        last_seq = messages[-1].seq if messages else None
+        return Leftovers(last_seq, tuple(outputs[:limit]), tuple(parts))
 
     def referenced(self, locations: Collection[str]) -> set[str]:
         """Those of `locations` that an output of any run is at."""
@@ -259,20 +291,20 @@ class MemoryStore:
             match write:
                 case PutWorkflow(workflow_id=workflow_id):
                     if workflow_id in self._workflows or workflow_id in workflows:
-                        raise StoreUnavailableError(f"store: workflow {workflow_id} exists")
+                        raise StoreRefusedError(f"store: workflow {workflow_id} exists")
                     workflows.add(workflow_id)
                 case PutRun(run_id=run_id):
                     if run_id in self._runs or run_id in runs:
-                        raise StoreUnavailableError(f"store: run {run_id} exists")
+                        raise StoreRefusedError(f"store: run {run_id} exists")
                     runs.add(run_id)
                 case FinishRun(run_id=run_id):
                     if run_id not in self._runs and run_id not in runs:
-                        raise StoreUnavailableError(f"store: run {run_id} does not exist")
+                        raise StoreRefusedError(f"store: run {run_id} does not exist")
                 case AppendMessage(task_id=None, values=values) if values:
-                    raise StoreUnavailableError("store: values that are no task's")
+                    raise StoreRefusedError("store: values that are no task's")
                 case AppendMessage(run_id=run_id, seq=seq):
                     if self._has_message(run_id, seq) or (run_id, seq) in messages:
-                        raise StoreUnavailableError(f"store: message {seq} of run {run_id} exists")
+                        raise StoreRefusedError(f"store: message {seq} of run {run_id} exists")
                     messages.add((run_id, seq))
 
     def _has_message(self, run_id: RunId, seq: int) -> bool:
@@ -309,6 +341,7 @@ class MemoryStore:
                     finished=None,
                     deadline=write.deadline,
                     retry_of=write.retry_of,
+                    trace=write.trace,
                 )
             case AppendMessage():
                 log = self._logs.setdefault(write.run_id, _Log())
@@ -320,6 +353,9 @@ class MemoryStore:
                 self._runs[write.run_id] = replace(
                     run, status=write.status, finished=write.finished
                 )
+            case PutLog():
+                place = write.task_id, write.attempt, write.position
+                self._printed.setdefault(write.run_id, {})[place] = write.document
             case PutNode():
                 self._nodes[write.node_id] = write.document
             case PutReply():
@@ -357,6 +393,12 @@ class MemoryStore:
                     log.values.get(task_id, {}).pop(key, None)
                 log.values = {task_id: values for task_id, values in log.values.items() if values}
                 self._drop_if_empty(removal.run_id)
+            case DeleteLogs():
+                printed = self._printed.get(removal.run_id, {})
+                for part in removal.parts:
+                    printed.pop(part, None)
+                if not printed:
+                    self._printed.pop(removal.run_id, None)
             case DeleteUnusedBlobs():
                 for digest in removal.digests:
                     if not self._is_used(digest):

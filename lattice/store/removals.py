@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from lattice.ids import WorkflowId
 from lattice.ports.removal import (
+    DeleteLogs,
     DeleteMessages,
     DeleteReplies,
     DeleteRun,
@@ -26,6 +27,7 @@ from lattice.store.tables import (
     removal_notes,
     replies,
     runs,
+    task_logs,
     task_values,
     tasks,
 )
@@ -65,6 +67,12 @@ class RemovalStatements:
             task_values.c.run_id == bindparam("gone"),
             task_values.c.task_id == bindparam("of_task"),
             task_values.c.key == bindparam("output"),
+        )
+        self.delete_log = delete(task_logs).where(
+            task_logs.c.run_id == bindparam("gone"),
+            task_logs.c.task_id == bindparam("of_task"),
+            task_logs.c.attempt == bindparam("of_attempt"),
+            task_logs.c.position == bindparam("at"),
         )
         #: A blob that nobody refers to. Each look is one in an index.
         self.delete_blob = delete(blobs).where(
@@ -106,6 +114,19 @@ class RemovalStatements:
                         [
                             {"gone": removal.run_id, "of_task": task_id, "output": key}
                             for task_id, key in removal.outputs
+                        ],
+                    )
+                case DeleteLogs():
+                    add(
+                        self.delete_log,
+                        [
+                            {
+                                "gone": removal.run_id,
+                                "of_task": task_id,
+                                "of_attempt": attempt,
+                                "at": position,
+                            }
+                            for task_id, attempt, position in removal.parts
                         ],
                     )
                 case DeleteUnusedBlobs():
@@ -156,6 +177,14 @@ FIRST_OUTPUTS = (
     select(task_values.c.task_id, task_values.c.key, task_values.c.location)
     .where(task_values.c.run_id == bindparam("gone"))
     .order_by(task_values.c.task_id, task_values.c.key)
+    .limit(bindparam("most"))
+)
+
+#: The first parts of what a run's tasks have printed.
+FIRST_LOGS = (
+    select(task_logs.c.task_id, task_logs.c.attempt, task_logs.c.position)
+    .where(task_logs.c.run_id == bindparam("gone"))
+    .order_by(task_logs.c.task_id, task_logs.c.attempt, task_logs.c.position)
     .limit(bindparam("most"))
 )
 

@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from lattice.errors import StoreUnavailableError
+from lattice.errors import StoreRefusedError
 from lattice.store.database import for_writing, refusals_as_unavailable
 
 #: Any number that nobody else locks in the same PostgreSQL database.
@@ -27,8 +27,8 @@ def upgrade(engine: Engine) -> None:
     transaction begins with, in PostgreSQL with an advisory lock, for there is no table to lock yet.
 
     Raises:
-        StoreUnavailableError: the database cannot be reached, or has a revision that is not known
-            here; nothing was changed.
+        StoreUnavailableError: the database cannot be reached.
+        StoreRefusedError: it has a revision that is not known here; nothing was changed.
     """
     with (
         _one_upgrade,
@@ -49,7 +49,7 @@ def _check_known(connection: Connection, script: ScriptDirectory) -> None:
     found = MigrationContext.configure(connection).get_current_heads()
     unknown = ", ".join(sorted(set(found) - known))
     if unknown:
-        raise StoreUnavailableError(
+        raise StoreRefusedError(
             f"database: it is at revision {unknown}, which this version of Lattice does not know "
             f"(its newest is {script.get_current_head()}); a newer version has used it: run that one"
         )

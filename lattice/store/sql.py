@@ -12,10 +12,10 @@ from typing import Any
 from sqlalchemy import Engine, Row, Select, select, tuple_
 from sqlalchemy.exc import DataError
 
-from lattice.errors import LeaseLostError, StoreUnavailableError
+from lattice.errors import LeaseLostError, StoreRefusedError
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
 from lattice.ports.removal import DropNote, Leftovers, StoredOutput
-from lattice.ports.store import ReplyRecord, RunRecord, WorkflowRecord, Write
+from lattice.ports.store import LogRecord, ReplyRecord, RunRecord, WorkflowRecord, Write
 from lattice.store import removals
 from lattice.store.database import for_reading, for_writing, refusals_as_unavailable
 from lattice.store.results import is_result
@@ -27,6 +27,7 @@ from lattice.store.tables import (
     nodes,
     replies,
     runs,
+    task_logs,
     task_values,
     tasks,
     workflows,
@@ -47,6 +48,7 @@ _RUNS = select(
     runs.c.finished,
     runs.c.deadline,
     runs.c.retry_of,
+    runs.c.trace,
 )
 
 #: Values with what names them.
@@ -75,23 +77,28 @@ class SqlStore:
         with self._writing, refusals_as_unavailable(), self._writer.begin() as connection:
             return int(connection.execute(self._statements.acquire_lease).scalar_one())
 
-    def commit(self, lease: int, writes: Sequence[Write]) -> None:
+    def commit(self, lease: int, writes: Sequence[Write], number: int | None = None) -> None:
         """Makes all of `writes` durable or none; see `WriteStatements.plan` for how.
 
         Raises:
             LeaseLostError: a larger lease was acquired.
-            StoreUnavailableError: the database cannot be reached or refuses one of `writes`, such as a
-                message or a run that exists already, or the end of a run that does not.
+            StoreUnavailableError: the database cannot be reached, or the answer was lost.
+            StoreRefusedError: it refuses one of `writes`, such as a message or a run that exists already,
+                or the end of a run that does not.
         """
         plan = self._statements.plan(writes)
         with self._writing, refusals_as_unavailable(), self._writer.begin() as connection:
-            current = connection.execute(self._statements.lock_lease).scalar_one_or_none()
-            if current != lease:
-                raise LeaseLostError(lease, current or 0)
+            current = connection.execute(self._statements.lock_lease).one_or_none()
+            if current is None or current.number != lease:
+                raise LeaseLostError(lease, current.number if current else 0)
+            if number is not None:
+                if number <= current.committed:
+                    return
+                connection.execute(self._statements.note_commit, {"of_commit": number})
             for statement, rows in plan:
                 result = connection.execute(statement, rows)
                 if statement is self._statements.finish_run and result.rowcount != len(rows):
-                    raise StoreUnavailableError(
+                    raise StoreRefusedError(
                         f"store: of {len(rows)} runs to finish only {result.rowcount} exist"
                     )
 
@@ -194,6 +201,32 @@ class SqlStore:
         )
         return next((row.document for row in rows if is_result(row.document)), None)
 
+    def load_logs(
+        self,
+        run_id: RunId,
+        limit: int,
+        *,
+        task_id: TaskId | None = None,
+        attempt: int | None = None,
+        after: tuple[TaskId, int, int] | None = None,
+    ) -> list[LogRecord]:
+        """Parts of what the tasks of a run have printed, in the order of the key."""
+        place = (task_logs.c.task_id, task_logs.c.attempt, task_logs.c.position)
+        statement = (
+            select(*place, task_logs.c.document)
+            .where(task_logs.c.run_id == run_id)
+            .order_by(*place)
+            .limit(limit)
+        )
+        if task_id is not None:
+            statement = statement.where(task_logs.c.task_id == task_id)
+        if attempt is not None:
+            statement = statement.where(task_logs.c.attempt == attempt)
+        if after is not None:
+            statement = statement.where(tuple_(*place) > after)
+        (rows,) = self._read(statement)
+        return [LogRecord(**row._mapping) for row in rows]
+
     def load_nodes(self) -> list[str]:
         """The registered nodes, first put first."""
         (rows,) = self._read(select(nodes.c.document).order_by(nodes.c.position))
@@ -228,13 +261,15 @@ class SqlStore:
         return [DropNote(**row._mapping) for row in rows]
 
     def leftovers(self, run_id: RunId, limit: int) -> Leftovers:
-        """Up to `limit` messages and up to `limit` outputs that are there of a run."""
-        seqs, outputs = self._read(
+        """Up to `limit` messages, outputs and parts of logs each that are there of a run."""
+        seqs, outputs, logs = self._read(
             removals.FIRST_MESSAGES.params(gone=run_id, most=limit),
             removals.FIRST_OUTPUTS.params(gone=run_id, most=limit),
+            removals.FIRST_LOGS.params(gone=run_id, most=limit),
         )
         found = tuple(StoredOutput(**row._mapping) for row in outputs)
-        return Leftovers(seqs[-1].seq if seqs else None, found)
+        parts = tuple((row.task_id, row.attempt, row.position) for row in logs)
+        return Leftovers(seqs[-1].seq if seqs else None, found, parts)
 
     def referenced(self, locations: Collection[str]) -> set[str]:
         """Those of `locations` that an output of any run is at."""

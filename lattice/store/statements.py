@@ -16,6 +16,7 @@ from lattice.ports.store import (
     FinishRun,
     PutBlob,
     PutEdge,
+    PutLog,
     PutNode,
     PutReply,
     PutRun,
@@ -41,13 +42,15 @@ class WriteStatements:
             _insert(dialect, tables.lease)
             .values(id=1, number=1)
             .on_conflict_do_update(
-                index_elements=["id"], set_={"number": tables.lease.c.number + 1}
+                index_elements=["id"], set_={"number": tables.lease.c.number + 1, "committed": 0}
             )
             .returning(tables.lease.c.number)
         )
-        #: The lease's number, which nobody else can change until the transaction ends. SQLite knows no
+        #: The lease's row, which nobody else can change until the transaction ends. SQLite knows no
         #: FOR UPDATE; there the transaction has locked the whole database: `database.for_writing`.
-        self.lock_lease = select(tables.lease.c.number).with_for_update()
+        self.lock_lease = select(tables.lease.c.number, tables.lease.c.committed).with_for_update()
+        #: Notes the number of the commit that is made.
+        self.note_commit = update(tables.lease).values(committed=bindparam("of_commit"))
         self.put_workflow = tables.workflows.insert()
         #: A new task comes last, a changed one stays where it is.
         self.put_task = _upsert(
@@ -81,6 +84,10 @@ class WriteStatements:
             ["run_id", "task_id", "key"],
             ["size", "inline", "location"],
         )
+        #: An attempt that a crash made begin anew replaces what it had printed.
+        self.put_log = _upsert(
+            dialect, tables.task_logs, ["run_id", "task_id", "attempt", "position"], ["document"]
+        )
         self.finish_run = (
             update(tables.runs)
             .where(tables.runs.c.run_id == bindparam("ended_run"))
@@ -109,6 +116,7 @@ class WriteStatements:
             self.put_run: [],
             self.append_message: [],
             self.put_value: [],
+            self.put_log: [],
             self.finish_run: [],
             self.put_node: [],
             self.put_reply: [],
@@ -142,6 +150,7 @@ class WriteStatements:
                             "finished": None,
                             "deadline": write.deadline,
                             "retry_of": write.retry_of,
+                            "trace": write.trace,
                         }
                     )
                 case FinishRun():
@@ -164,6 +173,16 @@ class WriteStatements:
                             "fingerprint": write.fingerprint,
                             "document": write.document,
                             "created": write.created,
+                        }
+                    )
+                case PutLog():
+                    of_kind[self.put_log].append(
+                        {
+                            "run_id": write.run_id,
+                            "task_id": write.task_id,
+                            "attempt": write.attempt,
+                            "position": write.position,
+                            "document": write.document,
                         }
                     )
                 case PutNode():

@@ -37,12 +37,13 @@ metadata = MetaData(
 #: Numbers that the database gives in the order of insertion. SQLite does so for INTEGER keys only.
 _Position = BigInteger().with_variant(Integer(), "sqlite")
 
-#: One row: the number of the lease that may write.
+#: One row: the number of the lease that may write, and of the last commit that was numbered under it.
 lease = Table(
     "lease",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("number", BigInteger, nullable=False),
+    Column("committed", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("id = 1", name="single_row"),
 )
 
@@ -108,6 +109,7 @@ runs = Table(
     Column("finished", Double),
     Column("deadline", Double),
     Column("retry_of", Text),
+    Column("trace", Text),
     UniqueConstraint("run_id"),
     # Pages of all runs, of a workflow's runs, and of runs with a status, in order without sorting. The
     # last one also finds the unfinished runs without touching a finished one.
@@ -149,6 +151,18 @@ task_values = Table(
         sqlite_where=text("location IS NOT NULL"),
         postgresql_where=text("location IS NOT NULL"),
     ),
+)
+
+#: What attempts have printed, in parts; `position` in bytes.
+task_logs = Table(
+    "task_logs",
+    metadata,
+    Column("run_id", Text, nullable=False),
+    Column("task_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("document", Text, nullable=False),
+    PrimaryKeyConstraint("run_id", "task_id", "attempt", "position"),
 )
 
 nodes = Table(

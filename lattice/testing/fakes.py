@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest, NodeId, RunId, TaskId
-from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Report
+from lattice.ports.environment import Gauges
+from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Load, Report
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,
@@ -75,16 +76,22 @@ class CountedIds:
 class NoCount:
     """Telemetry that forgets everything."""
 
-    def run_started(self) -> None:
+    def watch(self, read: Callable[[], Gauges]) -> None:
         """Forgets."""
 
     def run_finished(self, status: str, seconds: float) -> None:
         """Forgets."""
 
-    def task_finished(self, state: str, seconds: float) -> None:
+    def attempt_ended(self, task: str, state: str, timing: Mapping[str, float]) -> None:
+        """Forgets."""
+
+    def call_began(self, batch_size: int) -> None:
         """Forgets."""
 
     def committed(self, writes: int, seconds: float) -> None:
+        """Forgets."""
+
+    def commit_failed(self) -> None:
         """Forgets."""
 
 
@@ -120,6 +127,10 @@ class HeldDispatcher:
     async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> dict[TaskId, str]:
         """All wait for the test."""
         return {task_id: "the test" for task_id in attempts if (run_id, task_id) in self.jobs}
+
+    def load(self) -> Load:
+        """All jobs are with the test."""
+        return Load(engaged=len(self.jobs))
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Drops the job."""

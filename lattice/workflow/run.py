@@ -300,6 +300,7 @@ class Run:
                 "error": _document(error),
                 "delay": delay,
                 "retry_at": at + delay,
+                "timing": self._timing(task_id, at),
             },
         )
         if delay:
@@ -424,13 +425,13 @@ class Run:
             return
         error = data.get("error")
         progress.error = error if isinstance(error, Mapping) else None
+        progress.timing = _told_timing(data, "timing")
         if message.type is MessageType.TASK_RETRY:
             progress.losses += data["reason"] == _RetryReason.LOST
             progress.failures += data["reason"] in (_RetryReason.FAILED, _RetryReason.TIMED_OUT)
             progress.retry_at = float(str(data["retry_at"]))
             return
         progress.finished = str(data["time"])
-        progress.timing = _told_timing(data, "timing")
         if message.type is MessageType.FINISH_TASK:
             if progress.consumers:
                 self.values[task_id] = message.values

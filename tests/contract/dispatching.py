@@ -16,7 +16,16 @@ import cloudpickle
 
 from lattice.errors import StoreUnavailableError
 from lattice.ids import Digest, RunId, TaskId
-from lattice.ports.execution import Argument, Call, Definition, Dispatcher, Job, Report
+from lattice.ports.execution import (
+    Argument,
+    Call,
+    Definition,
+    Dispatcher,
+    Job,
+    LogEntry,
+    Report,
+    TaskLogged,
+)
 from lattice.workflow.events import TaskFailed, TaskLost, TaskStarted, TaskSucceeded, Value
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
@@ -58,7 +67,7 @@ class Bench:
 
     def _report(self, run_id: RunId, report: Report) -> None:
         self.reports[run_id, report.task_id].append(report)
-        if not isinstance(report, TaskStarted):
+        if isinstance(report, End):
             self.order.append((run_id, report.task_id))
         self._changed.set()
 
@@ -135,7 +144,18 @@ class Bench:
     def ends(self, job: Job) -> list[End]:
         """What has been reported of the end of `job`'s task."""
         reports = self.reports[job.run_id, job.task_id]
-        return [each for each in reports if not isinstance(each, TaskStarted)]
+        return [each for each in reports if isinstance(each, End)]
+
+    def logs(self, job: Job) -> list[TaskLogged]:
+        """What has been reported of what `job`'s task prints."""
+        reports = self.reports[job.run_id, job.task_id]
+        return [each for each in reports if isinstance(each, TaskLogged)]
+
+    async def printed(self, job: Job) -> tuple[LogEntry, ...]:
+        """What a job that has ended has printed, as its end tells."""
+        await self.end(job)
+        (final,) = (each for each in self.logs(job) if each.final)
+        return final.entries
 
     async def end(self, job: Job) -> End:
         """Waits for the end of `job`, which must be the only one of its task."""

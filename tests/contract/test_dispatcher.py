@@ -380,6 +380,78 @@ async def test_starts_are_reported_after_the_mailbox_was_killed(
         pytest.fail("no start was reported any more")
 
 
+# -- what user code prints -----------------------------------------------------------------------
+
+
+async def test_what_is_printed_comes_before_the_end(bench: Bench) -> None:
+    """All of it with the end, of failures too; a job that prints nothing has no report of it."""
+
+    def speak(params: Params) -> Params:
+        print("one")
+        if params["fails"]:
+            raise ValueError("no")
+        print("two", file=sys.stderr)
+        return {}
+
+    for fails, expected in (
+        (True, [("stdout", "one\n")]),
+        (False, [("stdout", "one\n"), ("stderr", "two\n")]),
+    ):
+        job = bench.job(speak, f"fails {fails}", (given("fails", fails),))
+        bench.dispatcher.submit(job)
+        entries = await bench.printed(job)
+        assert [(entry.stream, entry.text) for entry in entries] == expected
+        reports = bench.reports[job.run_id, job.task_id]
+        assert reports.index(bench.logs(job)[-1]) < reports.index(bench.ends(job)[0])
+    silent = bench.job(lambda p: {}, "silent")
+    bench.dispatcher.submit(silent)
+    await bench.end(silent)
+    assert bench.logs(silent) == []
+
+
+async def test_what_is_printed_is_told_while_it_runs(bench: Bench, tmp_path: Path) -> None:
+    """Also of an attempt that is then killed: what was told stays told."""
+    gate = tmp_path / "gate"
+
+    def speak(params: Params) -> None:
+        print("last words")
+        while not gate.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    job = bench.job(speak)
+    bench.dispatcher.submit(job)
+    await bench.until(lambda: bool(bench.logs(job)))
+    (logged,) = bench.logs(job)
+    assert [entry.text for entry in logged.entries] == ["last words\n"]
+    assert not logged.final
+    gate.touch()
+    assert isinstance(await bench.end(job), TaskLost)
+
+
+@tasks_only
+async def test_an_interrupted_attempt_tells_its_last_words(bench: Bench) -> None:
+    """At once, as nobody reads the report of its end. Threads of replicas cannot be interrupted."""
+
+    def speak(params: Params) -> None:
+        print("begun")
+        try:
+            # One long call would not be interrupted.
+            while True:
+                time.sleep(0.02)
+        finally:
+            print("last words")
+
+    job = bench.job(speak)
+    bench.dispatcher.submit(job)
+    await bench.until(lambda: bool(bench.logs(job)))
+    bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
+    await bench.until(lambda: len(bench.logs(job)) == 2)
+    texts = [entry.text for logged in bench.logs(job) for entry in logged.entries]
+    assert texts == ["begun\n", "last words\n"]
+    assert bench.ends(job) == []
+
+
 # -- cancelling --------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray.cluster_utils import Cluster
 
 from lattice.execution.ray_tasks import RayTaskDispatcher
@@ -24,6 +25,8 @@ Params = dict[str, Any]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A cluster whose head, where the dispatcher is, has two CPUs; it soon sees that a node is dead."""
+    # Where Ray notes the newest cluster, whatever folder that has; it does not make the folder here.
+    Path(get_default_ray_temp_dir()).mkdir(exist_ok=True)
     with short_folder() as folder:
         cluster = Cluster(
             initialize_head=True,

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lattice.errors import InvalidRequestError, LeaseLostError, StoreUnavailableError
+from lattice.errors import InvalidRequestError, LeaseLostError, StoreRefusedError
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
 from lattice.ports.store import (
     AppendMessage,
@@ -111,6 +111,21 @@ def test_nobody_commits_before_a_lease_was_acquired(store: Store, lease: int) ->
     with pytest.raises(LeaseLostError):
         store.commit(lease, [PutWorkflow(FLOW, NOW)])
     assert store.load_workflow(FLOW) is None
+
+
+def test_a_numbered_commit_is_done_once(store: Store) -> None:
+    """Asked for again, it does nothing; the numbers of another lease are others."""
+    lease = store.acquire_lease()
+    puts = [PutWorkflow(WorkflowId(name), NOW) for name in "abc"]
+    store.commit(lease, puts[:1], 1)
+    store.commit(lease, puts[:1], 1)
+    store.commit(lease, puts[1:2], 1)
+    assert store.load_workflow(WorkflowId("b")) is None
+    with pytest.raises(StoreRefusedError):
+        store.commit(lease, puts[:1], 2)
+    store.commit(lease, puts[1:2], 2)
+    store.commit(store.acquire_lease(), puts[2:], 1)
+    assert all(store.load_workflow(WorkflowId(name)) for name in "abc")
 
 
 def test_a_commit_of_nothing_still_checks_the_lease(store: Store) -> None:
@@ -382,7 +397,7 @@ def test_a_commit_of_which_one_write_is_refused_writes_nothing(
         )
 
     before = state()
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(StoreRefusedError):
         commit(
             PutWorkflow(WorkflowId("new"), NOW),
             PutTask(FLOW, A, '"changed"'),

@@ -10,6 +10,7 @@ import pytest
 
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
 from lattice.ports.removal import (
+    DeleteLogs,
     DeleteMessages,
     DeleteReplies,
     DeleteRun,
@@ -24,7 +25,9 @@ from lattice.ports.store import (
     AppendMessage,
     DeleteTask,
     FinishRun,
+    LogRecord,
     PutBlob,
+    PutLog,
     PutReply,
     PutRun,
     PutTask,
@@ -117,6 +120,42 @@ def test_a_run_goes_at_once_and_what_it_left_in_slices(store: Store, commit: Com
     assert store.due_notes(99.0, 9) == []
     assert len(store.load_messages(other, 0, 9)) == 3
     assert store.load_values(other)[A] == values
+
+
+def test_logs_are_read_in_order_and_in_pages(store: Store, commit: Commit) -> None:
+    """By task, attempt and position, whenever they were put; what is put again replaces what was there."""
+    places = [(A, 1, 0), (A, 1, 90), (A, 2, 0), (A, 10, 0), (B, 1, 2**40)]
+    for at, place in enumerate(reversed(places)):
+        commit(PutLog(RUN, *place, f'["{at}"]'))
+    commit(PutLog(RunId("other"), A, 1, 5, "[]"), PutLog(RUN, A, 2, 0, '["again \\u0000"]'))
+    records = [
+        LogRecord(A, 1, 0, '["4"]'),
+        LogRecord(A, 1, 90, '["3"]'),
+        LogRecord(A, 2, 0, '["again \\u0000"]'),
+        LogRecord(A, 10, 0, '["1"]'),
+        LogRecord(B, 1, 2**40, '["0"]'),
+    ]
+    assert store.load_logs(RUN, 9) == records
+    assert store.load_logs(RUN, 2) == records[:2]
+    assert store.load_logs(RUN, 2, after=(A, 1, 90)) == records[2:4]
+    assert store.load_logs(RUN, 9, after=(A, 1, 89)) == records[1:]
+    assert store.load_logs(RUN, 9, task_id=A, after=(A, 2, 0)) == records[3:4]
+    assert store.load_logs(RUN, 9, task_id=A, attempt=1) == records[:2]
+    assert store.load_logs(RunId("none"), 9) == []
+    assert store.load_logs(RUN, 9, task_id=TaskId("\0")) == []
+    assert store.load_logs(RUN, 9, after=(A, 2**70, 2**70)) in ([], records[4:])
+
+
+def test_logs_go_in_slices(store: Store, commit: Commit) -> None:
+    commit(*ended("run", 2.0), *(PutLog(RUN, A, 1, at, "[]") for at in range(3)))
+    commit(PutLog(RunId("other"), A, 1, 0, "[]"), DeleteRun(RUN, 3.0))
+    parts = store.leftovers(RUN, 2).logs
+    assert parts == ((A, 1, 0), (A, 1, 1))
+    commit(DeleteLogs(RUN, parts))
+    assert store.leftovers(RUN, 2) == Leftovers(None, (), ((A, 1, 2),))
+    commit(DeleteLogs(RUN, ((A, 1, 2),)))
+    assert store.leftovers(RUN, 2) == Leftovers(None, ())
+    assert len(store.load_logs(RunId("other"), 9)) == 1
 
 
 def test_a_run_that_runs_does_not_go(store: Store, commit: Commit) -> None:

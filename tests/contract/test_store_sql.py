@@ -18,7 +18,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, event, text
 
-from lattice.errors import LeaseLostError, StoreUnavailableError
+from lattice.errors import LeaseLostError, StoreRefusedError, StoreUnavailableError
 from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
 from lattice.ports.removal import (
     DeleteMessages,
@@ -47,6 +47,7 @@ from lattice.store import open_store
 from lattice.store.database import connect, for_writing
 from lattice.store.tables import metadata
 from lattice.workflow.events import Value
+from tests.postgresql import PostgresqlServer
 
 FLOW = WorkflowId("flow")
 RUN = RunId("run")
@@ -254,20 +255,20 @@ def test_a_new_lease_waits_for_the_commit_under_way(url: str) -> None:
 def test_a_refusal_has_the_words_of_the_database_and_no_user_data(store: Store) -> None:
     lease = store.acquire_lease()
     store.commit(lease, [AppendMessage(RUN, 1, "{}")])
-    with pytest.raises(StoreUnavailableError, match=r"(?i)unique.*messages") as caught:
+    with pytest.raises(StoreRefusedError, match=r"(?i)unique.*messages") as caught:
         store.commit(lease, [AppendMessage(RUN, 1, '"secret"')])
     assert "secret" not in f"{caught.value} {caught.value.__cause__}"
 
 
 def test_text_that_is_not_unicode_is_refused(store: Store) -> None:
-    with pytest.raises(StoreUnavailableError, match="not Unicode"):
+    with pytest.raises(StoreRefusedError, match="not Unicode"):
         store.commit(store.acquire_lease(), [AppendMessage(RUN, 1, "\ud83d")])
 
 
 def test_a_file_that_is_no_database_is_refused(sqlite_path: Path, sqlite_url: str) -> None:
     sqlite_path.parent.mkdir()
     sqlite_path.write_bytes(b"something else" * 1000)
-    with pytest.raises(StoreUnavailableError, match="file is not a database"):
+    with pytest.raises(StoreRefusedError, match="file is not a database"):
         open_store(sqlite_url)
 
 
@@ -288,11 +289,11 @@ def test_a_lock_is_waited_for_as_long_as_the_url_says(sqlite_path: Path, sqlite_
         store.commit(lease, [AppendMessage(RUN, 1, "{}")])
 
 
-def test_a_server_that_is_not_there_is_unavailable(postgresql_server: Path) -> None:
+def test_a_server_that_is_not_there_is_unavailable(postgresql_server: PostgresqlServer) -> None:
     with pytest.raises(StoreUnavailableError, match='database "nowhere" does not exist'):
-        open_store(f"postgresql+psycopg://lattice@/nowhere?host={postgresql_server}")
+        open_store(postgresql_server.url("nowhere"))
     with pytest.raises(StoreUnavailableError, match="No such file"):
-        open_store(f"postgresql+psycopg://lattice@/lattice?host={postgresql_server}/nowhere")
+        open_store(postgresql_server.url("lattice") + "/nowhere")
 
 
 def test_connections_that_the_server_has_cut_are_replaced(postgresql_url: str) -> None:
@@ -324,7 +325,7 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(url: str) -> No
     with connected(url) as engine:
         with for_writing(engine).begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(StoreUnavailableError, match=r"revision 9999.*newest is 0002"):
+        with pytest.raises(StoreRefusedError, match=r"revision 9999.*newest is 0004"):
             open_store(url)
         with engine.connect() as connection:
             found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
 from lattice.ports.removal import DeleteUnusedBlobs
-from lattice.ports.store import RunRecord
+from lattice.ports.store import LogRecord, PutLog, RunRecord
 from lattice.store import open_store
 from lattice.store.database import connect, for_writing
 from lattice.store.tables import metadata
@@ -107,6 +107,8 @@ def test_revision_0001_is_upgraded_with_its_data(old_database: Engine, url: str)
         assert store.referenced(["runs/done/a/1/x"]) == {"runs/done/a/1/x"}
         assert store.load_reply("key") is not None
         assert store.acquire_lease() == 8
+        store.commit(8, [PutLog(RunId("done"), TaskId("a"), 1, 0, "[]")])
+        assert store.load_logs(RunId("done"), 9) == [LogRecord(TaskId("a"), 1, 0, "[]")]
     with old_database.connect() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, metadata) == []

@@ -13,7 +13,9 @@ from tests.service.rest import Rest
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
     """The real service, started as a user starts it."""
-    with running_service(max_body_bytes=4_000_000, max_tasks_per_workflow=2_000) as service:
+    with running_service(
+        max_body_bytes=4_000_000, max_tasks_per_workflow=2_000, log_format="json"
+    ) as service:
         yield service
 
 

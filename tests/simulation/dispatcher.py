@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest, NodeId, RunId, TaskId
-from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Report
+from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Load, Report
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,
@@ -84,6 +84,10 @@ class SimulatedDispatcher:
     async def waiting(self, run_id: RunId, attempts: Mapping[TaskId, int]) -> dict[TaskId, str]:
         """Chance, as far as people need to know."""
         return {each[0]: "chance" for each in attempts.items() if (run_id, *each) in self._coming}
+
+    def load(self) -> Load:
+        """What is on its way."""
+        return Load(engaged=len(self._coming))
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt; a report of it may be on its way already."""

@@ -162,9 +162,9 @@ class Process:
             task.cancel()
 
     def cannot_store(self) -> bool:
-        """Whether the orchestrator knows that it can make nothing durable any more."""
+        """Whether the orchestrator knows that it can make nothing durable, just now or ever again."""
         parts = self.orchestrator._started
-        return parts is not None and parts.journal.failure is not None
+        return parts is not None and (parts.journal.failure or parts.journal.outage) is not None
 
     def left_over(self) -> list[str]:
         """What an orchestrator without work still holds."""

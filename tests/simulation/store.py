@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from lattice.errors import StoreUnavailableError
@@ -17,7 +18,7 @@ class CrashingStore:
     """The `Store` of one process, over the database that all processes share.
 
     A commit may kill its process before or after it took effect, or fail before or after it: the caller
-    of a commit that failed cannot know which. Reads may fail too.
+    of a commit that failed cannot know which. Reads may fail too. An outage goes on for a while.
     """
 
     def __init__(
@@ -33,6 +34,8 @@ class CrashingStore:
         self._ledger = ledger
         self._nature = nature
         self._kill = kill
+        self._number: int | None = None
+        self._away_until = float("-inf")
 
     def acquire_lease(self) -> int:
         """Takes the lease; the ledger remembers who holds it."""
@@ -40,11 +43,13 @@ class CrashingStore:
         self._ledger.took_charge(self._account)
         return lease
 
-    def commit(self, lease: int, writes: Sequence[Write]) -> None:
+    def commit(self, lease: int, writes: Sequence[Write], number: int | None = None) -> None:
         """Commits, or does not, or does and does not say so."""
         self._strike("before")
-        self._database.commit(lease, writes)
-        self._ledger.committed(self._account, writes)
+        self._database.commit(lease, writes, number)
+        if not writes or number != self._number:
+            self._ledger.committed(self._account, writes)
+            self._number = number
         self._strike("after")
 
     def load_workflow(self, workflow_id: WorkflowId) -> WorkflowRecord | None:
@@ -120,11 +125,18 @@ class CrashingStore:
             self._ledger.note(f"process {self._account.number} dies {when} a commit")
             self._kill()
             raise StoreUnavailableError("the process is dead")
-        if self._nature.strikes(mood.outage / 2):
+        if self._away(mood.outage / 2):
             self._ledger.note(f"process {self._account.number} has an outage {when} a commit")
             raise StoreUnavailableError(f"an outage {when} the commit")
 
     def _read(self) -> None:
-        if self._nature.strikes(self._nature.mood.outage / 4):
+        if self._away(self._nature.mood.outage / 4):
             self._ledger.note(f"process {self._account.number} cannot read")
             raise StoreUnavailableError("an outage")
+
+    def _away(self, rate: float) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._nature.strikes(rate):
+            self._away_until = now + self._nature.delay(1.0)
+            return True
+        return now < self._away_until and not self._nature.calm

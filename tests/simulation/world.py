@@ -142,7 +142,7 @@ class World:
                 await self._start()
                 continue
             try:
-                await current.call(lambda orchestrator: orchestrator.ready())
+                await current.call(lambda orchestrator: orchestrator.check_health())
             except UnavailableError:
                 await self._end(current, 0.0)
             except DisconnectedError:

@@ -274,6 +274,9 @@ class RunSummary(_Model):
     retry_of: str | None = Field(
         default=None, description="The run whose results it took over, if it did."
     )
+    trace_id: str | None = Field(
+        default=None, description="The trace of its request, where traces are written."
+    )
 
 
 class TaskReport(_Model):
@@ -329,6 +332,28 @@ class DeleteRunsResponse(StatusResponse):
 class TaskResultResponse(StatusResponse):
     result: dict[str, Any] = Field(
         description="Each output: its value where that is JSON and small, else a description with a `url`."
+    )
+
+
+class LogEntry(_Model):
+    """Text that an attempt of a task has printed or logged; the texts in their order are what it printed."""
+
+    attempt: int
+    offset: int = Field(
+        description="Where it begins, in bytes of all that the attempt has printed."
+    )
+    time: str = Field(description="ISO 8601, UTC.")
+    stream: Literal["stdout", "stderr", "log"]
+    level: str | None = Field(default=None, description="Of a record of `logging`.")
+    logger: str | None = Field(default=None, description="Of a record of `logging`.")
+    text: str
+    cut: int = Field(description="Bytes that were printed before it and not kept.")
+
+
+class TaskLogsResponse(StatusResponse):
+    logs: list[LogEntry]
+    next: str | None = Field(
+        description="As `after`, it gives the next page; null if there is none."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from importlib.metadata import version
 
@@ -12,7 +13,12 @@ from starlette.responses import Response
 from lattice.api.dependencies import AppHolder, readiness
 from lattice.api.errors import refusals
 from lattice.api.models.schemas import HealthResponse, ReadyResponse
+from lattice.errors import UnavailableError
+from lattice.observability.exposition import merge
 from lattice.observability.metrics import PROMETHEUS_TEXT
+
+#: How long the metrics of other processes are waited for, in seconds: a scraper itself waits for ten.
+_OTHERS_WITHIN = 5.0
 
 router = APIRouter(tags=["service"])
 
@@ -38,7 +44,7 @@ async def readyz() -> ReadyResponse:
     response_class=Response,
     responses={
         200: {
-            "description": "Metrics of the process that answers, in Prometheus' text format.",
+            "description": "Metrics of all processes of the service, in Prometheus' text format.",
             "content": {"text/plain": {"schema": {"type": "string"}}},
         },
         **refusals(404),
@@ -47,8 +53,15 @@ async def readyz() -> ReadyResponse:
 async def metrics(holder: AppHolder) -> Response:
     """Metrics for Prometheus, where `metrics_exporter` is `prometheus`."""
     text = None if holder.metrics is None else holder.metrics.render()
-    if text is None:
+    if holder.metrics is None or text is None:
         raise HTTPException(
             404, "No metrics here: metrics_enabled is off, or metrics_exporter sends them elsewhere"
         )
+    if holder.exposition is not None:
+        try:
+            async with asyncio.timeout(_OTHERS_WITHIN):
+                text = await holder.exposition.publish(holder.metrics.process, text)
+        except (UnavailableError, TimeoutError):
+            # Better those of this process than none: that the others are missing is news, too.
+            text = merge({holder.metrics.process: text})
     return Response(text, media_type=PROMETHEUS_TEXT)

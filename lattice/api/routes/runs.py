@@ -18,6 +18,7 @@ from lattice.api.models.schemas import (
     RetryRunResponse,
     RunState,
     StatusResponse,
+    TaskLogsResponse,
     TaskResultResponse,
 )
 from lattice.api.requests import JSONRoute
@@ -83,6 +84,13 @@ async def run_events(
             description="The same, as a browser sends it when it reconnects; wins over `after`."
         ),
     ] = None,
+    logs: Annotated[
+        bool,
+        Query(
+            description="Whether messages of type `task_log` come too, which have no number: what tasks have "
+            "printed so far, then what they print, every half second. See `/runs/{run_id}/tasks/{task_id}/logs`."
+        ),
+    ] = False,
 ) -> EventStreamResponse:
     """The messages of a run, each as it comes, until the last."""
     if last_event_id is None:
@@ -90,7 +98,7 @@ async def run_events(
     else:
         seq = parse_seq(last_event_id, "Last-Event-ID")
     return EventStreamResponse(
-        lambda: follow_run(service, RunId(run_id), None, seq, holder.streams),
+        lambda: follow_run(service, RunId(run_id), None, seq, holder.streams, logs=logs),
         holder.streams,
         holder.stopping,
     )
@@ -130,6 +138,31 @@ async def task_result(run_id: AnyId, task_id: AnyId, service: Service) -> Respon
     """What a task returned: JSON where it is JSON and small, else descriptions with a `url`."""
     result = await service.task_result(RunId(run_id), TaskId(task_id))
     return SafeJSONResponse({"status": "success", "result": result})
+
+
+@router.get(
+    "/runs/{run_id}/tasks/{task_id}/logs",
+    response_model=TaskLogsResponse,
+    responses=refusals(400, 404),
+)
+async def task_logs(
+    run_id: AnyId,
+    task_id: AnyId,
+    service: Service,
+    attempt: Annotated[
+        int | None, Query(ge=1, le=1_000_000, description="Only what this attempt has printed.")
+    ] = None,
+    after: Annotated[
+        str | None, Query(description="`next` of the page before, for the next page.")
+    ] = None,
+) -> Response:
+    """What the attempts of a task have printed and logged, while it runs and afterwards.
+
+    Of each attempt the beginning and the end are kept, up to the setting `max_log_bytes`; `cut` says how many
+    bytes are missing before an entry. What a batch prints is that of each task in it.
+    """
+    page = await service.task_logs(RunId(run_id), TaskId(task_id), attempt, after)
+    return SafeJSONResponse({"status": "success", **page})
 
 
 @router.get(

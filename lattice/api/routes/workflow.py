@@ -159,8 +159,12 @@ async def get_workflow_res(
     service: Service,
     holder: AppHolder,
     after: Annotated[str, Query()] = "0",
+    logs: Annotated[bool, Query()] = False,
 ) -> None:
     """Sends the messages of a run after number `after`, each as it comes, and closes after the last.
+
+    With `logs` also messages of type `task_log`, without number: what tasks have printed so far, then what they
+    print.
 
     Close codes: 1000 after the last message, 4400 for a bad `after`, 4404 for an unknown run, 1013 when
     the orchestrator stays unavailable (connect again, with `after`), 1011 for a defect.
@@ -173,5 +177,6 @@ async def get_workflow_res(
             WorkflowId(workflow_id),
             parse_seq(after, "after"),
             holder.streams,
+            logs=logs,
         ),
     )

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from lattice.errors import RunNotFoundError, UnavailableError
 from lattice.ids import NodeId, RunId, TaskId, WorkflowId
 from lattice.ports.execution import CallResult
-from lattice.ports.service import VALUE_PART_BYTES, Once, OrchestratorService, TaskUpload
+from lattice.ports.service import (
+    VALUE_PART_BYTES,
+    LogMessages,
+    Once,
+    OrchestratorService,
+    TaskUpload,
+)
 
 
 def message(seq: int) -> str:
@@ -22,6 +28,8 @@ class ScriptedRun:
     """A run's log, and the state of the way to it."""
 
     log: list[str] = field(default_factory=list)
+    #: What a stream with logs begins with.
+    printed: list[LogMessages] = field(default_factory=list)
     ended: bool = False
     reachable: bool = True
     #: What the streams that are open raise next.
@@ -179,16 +187,27 @@ class ScriptedService(OrchestratorService):
         return 3
 
     def follow(
-        self, run_id: RunId, workflow_id: WorkflowId | None, after: int
-    ) -> AsyncIterator[list[str]]:
+        self, run_id: RunId, workflow_id: WorkflowId | None, after: int, *, logs: bool = False
+    ) -> AsyncIterator[list[str] | LogMessages]:
         self._note("follow", run_id, workflow_id, after)
-        return self._follow(run_id, after)
+        return self._follow(run_id, after, logs)
 
-    async def _follow(self, run_id: RunId, after: int) -> AsyncIterator[list[str]]:
+    async def _follow(
+        self, run_id: RunId, after: int, logs: bool
+    ) -> AsyncIterator[list[str] | LogMessages]:
         if run_id not in self.runs:
             raise RunNotFoundError(run_id)
-        async for group in self.runs[run_id].follow(after):
+        run = self.runs[run_id]
+        for printed in run.printed if logs else ():
+            yield printed
+        async for group in run.follow(after):
             yield group
+
+    async def task_logs(
+        self, run_id: RunId, task_id: TaskId, attempt: int | None = None, after: str | None = None
+    ) -> dict[str, object]:
+        self._note("task_logs", run_id, task_id, attempt, after)
+        return {"logs": [], "next": None}
 
     async def task_result(self, run_id: RunId, task_id: TaskId) -> dict[str, object]:
         self._note("task_result", run_id, task_id)

@@ -17,6 +17,7 @@ from lattice.api.signals import SignalHandlers
 from lattice.errors import InvalidRequestError, OrchestratorNotInitializedError
 from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
 from lattice.ports.environment import Telemetry
+from lattice.ports.tracing import Traces
 from lattice.settings import LatticeSettings
 from tests.unit.api.scripted import OwnedScriptedService, ScriptedService
 
@@ -32,7 +33,11 @@ class Builder:
         self.telemetry: list[Telemetry | None] = []
 
     def __call__(
-        self, settings: LatticeSettings | None, ray_head_port: int, telemetry: Telemetry | None
+        self,
+        settings: LatticeSettings | None,
+        ray_head_port: int,
+        telemetry: Telemetry | None,
+        traces: Traces | None,
     ) -> OwnedScriptedService:
         self.ports.append(ray_head_port)
         self.telemetry.append(telemetry)
@@ -180,6 +185,9 @@ def test_a_bad_exporter_is_refused_before_anything_starts(builder: Builder) -> N
     with pytest.raises(InvalidRequestError, match="metrics_exporter: found 'odd'"):
         create_app(metrics_exporter="odd")
     settings = LatticeSettings(metrics_exporter="otlp_http", metrics_endpoint="here")
+    for wrong in ({"traces_exporter": "odd"}, {"traces_exporter": "otlp", "traces_endpoint": "x"}):
+        with pytest.raises(InvalidRequestError, match=r"traces_e\w+: found"):
+            create_app(settings=LatticeSettings(**wrong))
     with pytest.raises(InvalidRequestError, match="metrics_endpoint: found 'here'"):
         create_app(settings=settings)
     assert builder.built == []

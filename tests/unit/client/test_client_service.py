@@ -64,6 +64,39 @@ def test_a_busy_service_is_asked_again_when_it_says() -> None:
     assert fake.time.pauses == [7.0]
 
 
+#: What HAProxy and Serve's own proxy answer before they know where the service is.
+NO_PATH = b"Path '/create_workflow' not found. Ping http://.../-/routes for available routes."
+
+
+@pytest.mark.parametrize(("status", "body"), [(404, NO_PATH), (500, b"<h1>"), (502, b"<h1>")])
+def test_a_proxy_whose_service_restarts_is_asked_again(status: int, body: bytes) -> None:
+    """What it answers by itself is not the service's word; what it may have passed on is not sent twice."""
+    fake = FakeService()
+    fake.answers["POST /create_workflow"] = [
+        (200, {"workflow_id": "w"}),
+        (status, body),
+        (200, {"workflow_id": "w"}),
+    ]
+    service = fake.service()
+    service.create_workflow()
+    assert service.create_workflow() == "w"
+    fake.answers["POST /run_langgraph_task"] = [(status, body), (200, {"result": "AA=="})]
+    if status == 404:
+        assert service.run_langgraph_task("w", "t", b"", b"", 5) == b"\0"
+    else:
+        with pytest.raises(ServiceError):
+            service.run_langgraph_task("w", "t", b"", b"", 5)
+
+
+def test_a_proxy_without_the_service_is_not_waited_for() -> None:
+    """A path that is unknown where nobody has answered as Lattice does is a wrong address."""
+    fake = FakeService()
+    fake.answers["POST /create_workflow"] = (404, NO_PATH)
+    with pytest.raises(ServiceError, match="not found"):
+        fake.service().create_workflow()
+    assert fake.time.pauses == []
+
+
 @pytest.mark.parametrize("retry_after", ["60", "soon"])
 def test_a_service_that_stays_busy_is_given_up(retry_after: str) -> None:
     """Within the time-out, in the service's words; a Retry-After that is no number is none."""

@@ -80,13 +80,18 @@ def test_a_service_that_goes_away() -> None:
 
 @pytest.mark.parametrize(
     ("status", "raised"),
-    [(HTTPStatus.SERVICE_UNAVAILABLE, LostError), (HTTPStatus.FORBIDDEN, ServiceError)],
+    [
+        (HTTPStatus.SERVICE_UNAVAILABLE, LostError),
+        (HTTPStatus.NOT_FOUND, LostError),  # a proxy that does not know the service yet
+        (HTTPStatus.INTERNAL_SERVER_ERROR, LostError),
+        (HTTPStatus.FORBIDDEN, ServiceError),
+    ],
 )
 def test_a_connection_that_is_refused(status: HTTPStatus, raised: type[Exception]) -> None:
     """For now, or for good and in the service's words."""
     with (
         served(lambda connection: None, status) as url,
-        pytest.raises(raised, match=r"503|in words \(status 403\)"),
+        pytest.raises(raised, match=r"503|404|500|in words \(status 403\)"),
         open_socket(url, 5),
     ):
         pass

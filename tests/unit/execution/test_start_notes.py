@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from lattice.execution.announcer import Announcer
-from lattice.execution.mailbox import MAX_NOTES, Mailbox
+from lattice.execution.mailbox import MAX_LOG_BYTES, MAX_NOTES, Mailbox
 
 #: What may stand for `time.sleep`.
 nap = threading.Event().wait
@@ -110,9 +110,10 @@ async def test_the_mailbox_gives_all_that_waits() -> None:
     assert not waiting.done()
     await mailbox.push(b"1")
     await mailbox.push(b"2")
-    assert await waiting == [b"1", b"2"]
+    assert await waiting == ([b"1", b"2"], [])
     await mailbox.push(b"3")
-    assert await mailbox.drain() == [b"3"]
+    await mailbox.push_logs(b"4")
+    assert await mailbox.drain() == ([b"3"], [b"4"])
 
 
 @pytest.mark.anyio
@@ -121,6 +122,10 @@ async def test_the_mailbox_is_bounded() -> None:
     mailbox = Mailbox()
     for number in range(MAX_NOTES + 1):
         await mailbox.push(str(number).encode())
-    notes = await mailbox.drain()
+    half = b"x" * (MAX_LOG_BYTES // 2)
+    for each in (b"first", half, half):
+        await mailbox.push_logs(each)
+    notes, logs = await mailbox.drain()
     assert len(notes) == MAX_NOTES
     assert notes[0] == b"1"
+    assert logs == [half, half]

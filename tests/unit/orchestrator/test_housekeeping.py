@@ -7,7 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from lattice.errors import InvalidRequestError, RunNotFoundError, StoreUnavailableError
+from lattice.errors import (
+    InvalidRequestError,
+    RunNotFoundError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
 from lattice.ids import Digest, RunId, TaskId, WorkflowId
 from lattice.orchestrator import Retention, feed
 from lattice.orchestrator.housekeeping import Housekeeping
@@ -272,12 +277,12 @@ async def test_a_crash_anywhere_leaks_nothing(
     kept = await failed_run(world)
     left, commit = commits, world.store.commit
 
-    def dying(lease: int, writes: Sequence[Write]) -> None:
+    def dying(lease: int, writes: Sequence[Write], number: int) -> None:
         nonlocal left
         if left == 0 and writes:
-            raise StoreUnavailableError("killed")
+            raise StoreRefusedError("killed")
         left -= bool(writes)
-        commit(lease, writes)
+        commit(lease, writes, number)
 
     monkeypatch.setattr(world.store, "commit", dying)
     try:

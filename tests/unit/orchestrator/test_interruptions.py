@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from lattice.errors import LatticeError, StoreUnavailableError, UnavailableError
+from lattice.errors import LatticeError, StoreRefusedError, StoreUnavailableError, UnavailableError
 from lattice.ids import NodeId, RunId, TaskId
 from lattice.ports.execution import Job
 from lattice.ports.service import Once
@@ -30,10 +30,10 @@ class HeldCommits:
         self._commit = world.store.commit
         monkeypatch.setattr(world.store, "commit", self._held)
 
-    def _held(self, lease: int, writes: Sequence[Write]) -> None:
+    def _held(self, lease: int, writes: Sequence[Write], number: int) -> None:
         self._entered.set()
         assert self._gate.wait(30)
-        self._commit(lease, writes)
+        self._commit(lease, writes, number)
 
     async def entered(self) -> None:
         await asyncio.to_thread(self._entered.wait, 30)
@@ -42,8 +42,8 @@ class HeldCommits:
         self._gate.set()
 
 
-def broken(lease: int, writes: Sequence[Write]) -> None:
-    raise StoreUnavailableError("disk full")
+def broken(lease: int, writes: Sequence[Write], number: int) -> None:
+    raise StoreRefusedError("disk full")
 
 
 async def test_a_request_given_up_in_its_commit_is_still_done_once(
@@ -113,7 +113,7 @@ async def test_subscribers_are_told_when_nothing_more_can_be_stored(
     monkeypatch.setattr(world.store, "commit", broken)
     world.dispatcher.succeed(run_id, A, out=b"")
     for follower in (waiting, asyncio.create_task(world.messages(run_id))):
-        with pytest.raises(StoreUnavailableError, match="disk full"):
+        with pytest.raises(StoreRefusedError, match="disk full"):
             await asyncio.wait_for(follower, 30)
 
 

@@ -199,9 +199,9 @@ async def test_nothing_is_visible_before_it_is_durable(
     loop, gate = asyncio.get_running_loop(), asyncio.Event()
     commit = world.store.commit
 
-    def held(lease: int, writes: Sequence[Write]) -> None:
+    def held(lease: int, writes: Sequence[Write], number: int) -> None:
         asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
-        commit(lease, writes)
+        commit(lease, writes, number)
 
     monkeypatch.setattr(world.store, "commit", held)
     stream = world.orchestrator.follow(run_id, None, 0)
@@ -221,7 +221,7 @@ async def test_a_commit_that_fails_stops_everything_loudly(
 ) -> None:
     """No request is answered as if it had worked, and the health check says why."""
 
-    def broken(lease: int, writes: Sequence[Write]) -> None:
+    def broken(lease: int, writes: Sequence[Write], number: int) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(world.store, "commit", broken)
@@ -270,9 +270,9 @@ async def test_an_answer_is_committed_with_its_effect(
     groups: list[Sequence[Write]] = []
     commit = world.store.commit
 
-    def noted(lease: int, writes: Sequence[Write]) -> None:
+    def noted(lease: int, writes: Sequence[Write], number: int) -> None:
         groups.append(writes)
-        commit(lease, writes)
+        commit(lease, writes, number)
 
     monkeypatch.setattr(world.store, "commit", noted)
     await world.orchestrator.create_workflow(Once("key", "f"))

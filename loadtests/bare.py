@@ -1,0 +1,102 @@
+"""A bare Serve application beside the service, on the same engine and behind the same proxy: its floors.
+
+Two deployments as the service has them, an ingress of FastAPI and one replica behind it, with the same options
+and nothing of Lattice in them.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+#: The application in a configuration, at `/bare`.
+BARE = {"name": "bare", "route_prefix": "/bare", "import_path": "loadtests.bare:build"}
+
+#: What the service's tasks ask for in these benchmarks.
+_CPUS = 0.1
+
+
+def work(x: int) -> int:
+    """Hands on its input."""
+    return x
+
+
+@serve.deployment(
+    ray_actor_options={"num_cpus": 0},
+    health_check_period_s=1,
+    health_check_timeout_s=10,
+    max_ongoing_requests=10_000,
+)
+class Behind:
+    """A replica that answers, and runs raw Ray tasks as the orchestrator does."""
+
+    def __init__(self) -> None:
+        self._work = ray.remote(work).options(num_cpus=_CPUS, max_retries=0)
+
+    async def answer(self) -> str:
+        """Something."""
+        return "there"
+
+    async def chain(self, number: int) -> float:
+        """Seconds for tasks of which each is awaited before the next begins."""
+        begun = time.perf_counter()
+        x = 0
+        for _ in range(number):
+            x = await self._work.remote(x)
+        return time.perf_counter() - begun
+
+    async def fan_out(self, number: int) -> float:
+        """Seconds for tasks that are all submitted at once."""
+        begun = time.perf_counter()
+        await asyncio.gather(*(self._work.remote(x) for x in range(number)))
+        return time.perf_counter() - begun
+
+
+def _app(behind: DeploymentHandle[Any]) -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/plain")
+    async def plain() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/behind")
+    async def through() -> str:
+        return str(await behind.answer.remote())
+
+    @app.get("/chain/{number}")
+    async def chain(number: int) -> float:
+        return float(await behind.chain.remote(number))
+
+    @app.get("/fan_out/{number}")
+    async def fan_out(number: int) -> float:
+        return float(await behind.fan_out.remote(number))
+
+    return app
+
+
+class _Front:
+    """Builds the FastAPI application on the replica."""
+
+    def __init__(self, behind: DeploymentHandle[Any]) -> None:
+        self._behind = behind
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return _app(self._behind)
+
+
+Front = serve.deployment(
+    name="Front",
+    max_ongoing_requests=10_000,
+    ray_actor_options={"num_cpus": 0},
+    health_check_period_s=1,
+)(serve.ingress()(_Front))
+
+
+def build(_: dict[str, str]) -> Application:
+    """The ingress in front of one replica."""
+    return Front.bind(Behind.bind())

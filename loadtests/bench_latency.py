@@ -1,0 +1,112 @@
+"""How long a message takes from the end of a task, in its worker, to a client's WebSocket: with 200 open.
+
+`python -m loadtests.bench_latency` takes a minute. Every message in between is committed to SQLite. First 200
+sockets follow 200 runs that wait, and one more the run that is measured: a chain of tasks of 10 ms. Then all
+200 follow that run, and a round's figures are those of all of them. The clocks are the same machine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from contextlib import AsyncExitStack
+from datetime import datetime
+
+import websockets
+
+from loadtests.bench import Figure, show
+from loadtests.driving import Driver, document, driver, task
+from loadtests.gate import Gate, gate
+from loadtests.service import service
+
+ROUNDS = int(os.environ.get("ROUNDS", "7"))
+SOCKETS, TASKS = 200, 100
+SLEEPS = "import time\ndef work(given):\n    time.sleep(0.01)\n    return {'out': given['x']}\n"
+
+
+def chain() -> bytes:
+    """The run that is measured."""
+    first = task("t0", SLEEPS, x=0)
+    others = (task(f"t{x}", SLEEPS, x=f"@t{x - 1}.out") for x in range(1, TASKS))
+    return document([first, *others])
+
+
+def address(client: Driver, workflow_id: str, run_id: str) -> str:
+    """Where a run's messages are."""
+    return f"{client.url.replace('http', 'ws')}/get_workflow_res/{workflow_id}/{run_id}"
+
+
+async def latencies(where: str) -> list[float]:
+    """Milliseconds of each task's last message."""
+    received: list[tuple[float, str]] = []
+    async with websockets.connect(where, compression=None) as socket:
+        async for text in socket:
+            received.append((time.time(), str(text)))
+    found = []
+    for at, text in received:
+        message = json.loads(text)
+        if message["type"] == "finish_task":
+            ended = datetime.fromisoformat(message["data"]["time"]).timestamp()
+            found.append((at - ended) * 1_000)
+    assert len(found) == TASKS
+    return found
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that `share` of `values` are at most."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+class Rounds:
+    """The percentiles of each round."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._p50: list[float] = []
+        self._p99: list[float] = []
+
+    async def measure(self, client: Driver, workflow_id: str, sockets: int) -> None:
+        """Adds those of a run that so many follow from its first message."""
+        where = address(client, workflow_id, await client.run(workflow_id))
+        found = await asyncio.gather(*(latencies(where) for _ in range(sockets)))
+        all_of_them = [each for one in found for each in one]
+        self._p50.append(percentile(all_of_them, 0.5))
+        self._p99.append(percentile(all_of_them, 0.99))
+
+    def figures(self, *targets: float | None) -> list[Figure]:
+        """The lines of the table."""
+        p50, p99 = targets
+        return [
+            Figure(f"{self._name}: p50, ms", self._p50, 1, at_most=p50),
+            Figure(f"{self._name}: p99, ms", self._p99, 1, at_most=p99),
+        ]
+
+
+async def measure(url: str, shut: Gate) -> list[Figure]:
+    """The figures."""
+    apart, together = Rounds("200 follow other runs"), Rounds("200 follow this run")
+    async with driver(url) as client, AsyncExitStack() as stack:
+        workflow_id, run_id = await client.submit(chain())
+        await client.follow(workflow_id, run_id)
+        waiting, _ = await client.submit(document([shut.task("wait", 0)]))
+        for _ in range(SOCKETS):
+            where = address(client, waiting, await client.run(waiting))
+            await stack.enter_async_context(websockets.connect(where, compression=None))
+        for _ in range(ROUNDS):
+            await apart.measure(client, workflow_id, 1)
+    async with driver(url) as client:
+        for _ in range(ROUNDS):
+            await together.measure(client, workflow_id, SOCKETS)
+    return [*apart.figures(5, 50), *together.figures(None, None)]
+
+
+def main() -> None:
+    """Starts a service and measures."""
+    with gate() as shut, service() as running:
+        show(asyncio.run(measure(running.url, shut)))
+
+
+if __name__ == "__main__":
+    main()

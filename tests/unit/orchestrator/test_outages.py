@@ -1,0 +1,176 @@
+"""The database away for a while: who waits is told, what was accepted is kept and goes on, nothing is done twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from lattice.errors import StoreUnavailableError
+from lattice.ids import TaskId
+from lattice.orchestrator import journal
+from lattice.ports.service import Once
+from lattice.ports.store import Write
+from tests.unit.orchestrator.world import World, upload
+
+A, B = TaskId("a"), TaskId("b")
+
+
+class Outage:
+    """Lets every commit of a world fail, before it takes effect or after it, until `end`."""
+
+    def __init__(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, *, done: bool = False
+    ) -> None:
+        self.tries = 0
+        self._done = done
+        self._over = False
+        self._store_commit = world.store.commit
+        monkeypatch.setattr(world.store, "commit", self._commit)
+
+    def end(self) -> None:
+        self._over = True
+
+    def _commit(self, lease: int, writes: Sequence[Write], number: int) -> None:
+        self.tries += 1
+        if self._over or self._done:
+            self._store_commit(lease, writes, number)
+        if not self._over:
+            raise StoreUnavailableError("the server closed the connection")
+
+
+async def known(world: World) -> None:
+    """Waits until the orchestrator has noticed."""
+    await until(lambda: world.orchestrator._parts.journal.outage is not None)
+
+
+async def over(world: World) -> None:
+    """Waits until the orchestrator has noticed that the database is back."""
+    await until(lambda: world.orchestrator._parts.journal.outage is None)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(3_000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("waited for 30 s")
+
+
+async def test_requests_are_refused_at_once_and_nothing_is_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The orchestrator stays in charge; the end of a task that ran meanwhile counts."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
+    workflow_id = await world.orchestrator.create_workflow()
+    following = asyncio.create_task(world.messages(run_id))
+    outage = Outage(world, monkeypatch)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    await known(world)
+    asked = (
+        world.orchestrator.create_workflow(),
+        world.orchestrator.add_task(workflow_id, "code", "late"),
+        world.orchestrator.add_edge(workflow_id, A, B),
+        world.orchestrator.describe_run(run_id),
+        world.orchestrator.list_runs(10),
+        world.orchestrator.cancel_run(run_id),
+        world.orchestrator.delete_run(run_id),
+        world.orchestrator.disconnect_worker(world.dispatcher.engine[0].node_id),
+        world.orchestrator.ready(),
+    )
+    for each in asked:
+        with pytest.raises(StoreUnavailableError, match=r"closed the connection.*Idempotency-Key"):
+            await asyncio.wait_for(each, 30)
+    await world.orchestrator.check_health()
+    assert not following.done()
+    outage.end()
+    assert (await asyncio.wait_for(following, 30))[-1] == "finish_workflow"
+    await over(world)
+    await world.orchestrator.ready()
+    assert await world.orchestrator.workflow_tasks(workflow_id) == []
+
+
+async def test_a_request_under_way_is_done_once_when_asked_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told that it may still be done; with its key it then gets the run that was started."""
+    workflow_id = await world.workflow("a")
+    once = Once("key", "f")
+    outage = Outage(world, monkeypatch)
+    with pytest.raises(StoreUnavailableError, match="may still be done"):
+        await asyncio.wait_for(world.orchestrator.run_workflow(workflow_id, once), 30)
+    outage.end()
+    await over(world)
+    run_id = await world.orchestrator.run_workflow(workflow_id, once)
+    running = await world.orchestrator.list_runs(10, workflow_id=workflow_id, status="running")
+    assert [run["run_id"] for run in running] == [run_id]
+    assert world.dispatcher.submitted == [(A, 1)]
+
+
+async def test_a_commit_whose_answer_was_lost_is_not_done_twice(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message is stored once, although the group was committed again and again."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
+    outage = Outage(world, monkeypatch, done=True)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    await until(lambda: outage.tries > 2)
+    outage.end()
+    assert (await world.messages(run_id))[-1] == "finish_workflow"
+    assert world.orchestrator._parts.journal.failure is None
+
+
+async def test_what_would_begin_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is no longer wanted by then."""
+    chain = [upload("a"), upload("b")]
+    _, run_id = await world.orchestrator.submit_workflow(chain, [(A, B)])
+    _, late = await world.orchestrator.submit_workflow(chain, [(A, B)], deadline=5)
+    outage = Outage(world, monkeypatch)
+    for each in (run_id, late):
+        world.dispatcher.start_job(each, A)
+    await known(world)
+    for each in (run_id, late):
+        world.dispatcher.succeed(each, A, out=b"")
+    world.clock.advance(6)
+    assert world.dispatcher.jobs == {}
+    outage.end()
+    await over(world)
+    assert list(world.dispatcher.jobs) == [(run_id, B)]
+    assert (await world.messages(late))[-1] == "finish_workflow"
+
+
+async def test_a_commit_that_hangs_counts_as_an_outage(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits is told after a while, and what hung is made durable in the end."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
+    monkeypatch.setattr(journal, "_PATIENCE", 0.05)
+    gate, commit = asyncio.Event(), world.store.commit
+    loop = asyncio.get_running_loop()
+
+    def hangs(lease: int, writes: Sequence[Write], number: int) -> None:
+        asyncio.run_coroutine_threadsafe(gate.wait(), loop).result(30)
+        commit(lease, writes, number)
+
+    monkeypatch.setattr(world.store, "commit", hangs)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    with pytest.raises(StoreUnavailableError, match="has not ended within"):
+        await asyncio.wait_for(world.orchestrator.describe_run(run_id), 30)
+    gate.set()
+    assert (await world.messages(run_id))[-1] == "finish_workflow"
+
+
+async def test_the_end_of_an_orchestrator_does_not_wait_for_the_database(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one goes on from what is durable."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
+    outage = Outage(world, monkeypatch)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    await known(world)
+    await asyncio.wait_for(world.orchestrator.close(), 30)
+    outage.end()
+    await world.restart()
+    world.dispatcher.succeed(run_id, A, out=b"")
+    assert (await world.messages(run_id))[-1] == "finish_workflow"
