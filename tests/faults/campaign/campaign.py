@@ -168,7 +168,8 @@ class Campaign:
                 self._notes.errors.append(f"no message of {silent} since {kill}")
                 return
             time.sleep(0.02)
-        kill.goes_on = max([0.0, *(run.went_on(kill.at) - kill.at for run in flying)])
+        if flying:
+            kill.goes_on = max(run.went_on(kill.at) - kill.at for run in flying)
 
     def _read_again(self) -> dict[str, list[Event]]:
         """The messages of every run, as somebody gets them who comes when all is over."""
