@@ -2,14 +2,18 @@
 
 With few calls, each of which keeps a replica busy for long, chance leaves replicas idle while others have a
 queue.
+
+Replicas go to calls in the order in which these came. Serve's default finds the call by the id of the request
+that its maker answered; calls that were made for one request share it, and of those that wait for a replica at
+the same time all but one would wait for ever (seen: a task that is warmed up and run at once).
 """
 
 from __future__ import annotations
 
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
 
 
-class LeastLoadedRouter(RequestRouter):
+class LeastLoadedRouter(FIFOMixin, RequestRouter):
     """Offers all replicas; Serve takes the one with the shortest queue that it knows of."""
 
     async def choose_replicas(
@@ -18,6 +22,9 @@ class LeastLoadedRouter(RequestRouter):
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """One group of candidates: all."""
+        if pending_request is not None:
+            # Else Serve asks again at once, and again, without a pause.
+            pending_request.routing_context.should_backoff = True
         if not candidate_replicas:
             return []
         lengths = self.replica_queue_len_cache

@@ -63,6 +63,15 @@ def test_a_class_is_constructed_once_on_its_replica(rest: Rest, form: str) -> No
         assert task["waiting_for"] is None
 
 
+def test_a_task_may_run_while_it_is_warmed_up(rest: Rest) -> None:
+    """Its first call waits for the replica beside the call that has it started."""
+    workflow_id = rest.workflow()
+    batch = "def batch(items):\n    return [{'out': 1} for _ in items]\n"
+    config = {"enabled": True, "batch_size": 2}
+    rest.task(workflow_id, "batch", batch, batch_config=config, autoscaling={"warm_up": True})
+    assert ended(rest, rest.run(workflow_id))["status"] == "succeeded"
+
+
 def test_what_a_task_waits_for_is_shown(rest: Rest) -> None:
     """The tasks upstream; and afterwards, how long each ran."""
     workflow_id = rest.workflow()

@@ -124,7 +124,7 @@ async def run_workflow(
     return RunWorkflowResponse(run_id=run_id)
 
 
-@router.post("/submit_workflow", responses=refusals(400, 409))
+@router.post("/submit_workflow", responses=refusals(400, 404, 409))
 async def submit_workflow(
     request: SubmitWorkflowRequest, service: Service, once: Idempotency
 ) -> SubmitWorkflowResponse:
