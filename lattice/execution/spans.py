@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from lattice.execution.attempt import Assignment
     from lattice.observability.traces import Tracer
 
+_logger = logging.getLogger(__name__)
+
 #: Takes, for each call in its order, the error that it ended with or None.
 Note = Callable[[Sequence[ErrorInfo | None]], None]
 
@@ -29,15 +32,14 @@ Note = Callable[[Sequence[ErrorInfo | None]], None]
 def of_calls(assignments: Sequence[Assignment]) -> Iterator[Note]:
     """Inside, user code runs for these assignments, which are one call, or several that share a batch.
 
-    Each call's span is a child of its attempt's. A batch has one more, in a trace of its own, which is current
-    while the code runs; it has links to those of its calls, and they have one to it.
+    Each call's span is a child of its attempt's. A batch has one more, in the trace of its first call, which is
+    current while the code runs; it has links to those of its calls, and they have one to it.
     """
     traced = [(place, each) for place, each in enumerate(assignments) if _sampled(each)]
-    if not traced:
+    tracer = _tracer(traced[0][1].span_export) if traced else None
+    if tracer is None:
         yield lambda errors: None
         return
-    assert traced[0][1].span_export is not None
-    tracer = _tracer(traced[0][1].span_export)
     with ExitStack() as stack:
         spans: dict[int, Span] = {}
         if len(assignments) > 1:
@@ -45,7 +47,7 @@ def of_calls(assignments: Sequence[Assignment]) -> Iterator[Note]:
             attributes = {"lattice.batch_size": len(assignments)}
             name = assignments[0].name
             batch = tracer.context_of(
-                stack.enter_context(tracer.span(f"batch {name}", None, contexts, attributes))
+                stack.enter_context(tracer.span(f"batch {name}", contexts[0], contexts, attributes))
             )
             for place, each in traced:
                 spans[place] = tracer.begin(f"run {each.name}", each.trace, (batch,))
@@ -65,16 +67,25 @@ def of_calls(assignments: Sequence[Assignment]) -> Iterator[Note]:
 
 def _sampled(assignment: Assignment) -> bool:
     trace = assignment.trace
-    return trace is not None and assignment.span_export is not None and trace.endswith("01")
+    # The last bit of the flags, as W3C Trace Context has it; other bits say other things.
+    return trace is not None and bool(int(trace[-2:], 16) & 1)
 
 
 @functools.lru_cache(maxsize=1)
-def _tracer(export: SpanExport) -> Tracer:
+def _tracer(export: SpanExport | None) -> Tracer | None:
+    """Where spans go; None if they cannot, which must not be the user's trouble."""
+    if export is None:
+        return None
     from opentelemetry import trace
 
     from lattice.observability.traces import Tracer
 
-    tracer = Tracer(export.exporter, export.endpoint, f"worker-{os.getpid()}")
+    try:
+        # Of what the user's code does outside of what is traced, nothing is sampled.
+        tracer = Tracer(export.exporter, export.endpoint, f"worker-{os.getpid()}", ratio=0.0)
+    except Exception:
+        _logger.exception("spans of user code cannot be written")
+        return None
     atexit.register(tracer.shutdown)
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         # Where spans go that user code makes, unless it has said so itself.

@@ -6,6 +6,7 @@ and however much later (`lattice.ports.tracing`).
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,9 +68,7 @@ class Tracer:
         InvalidRequestError: an unknown exporter, or an endpoint that is not a URL.
     """
 
-    def __init__(
-        self, exporter: str, endpoint: str | None, process: str, ratio: float = 1.0
-    ) -> None:
+    def __init__(self, exporter: str, endpoint: str | None, process: str, ratio: float) -> None:
         self.provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(ratio)),
             resource=Resource.create({"service.name": "lattice", "service.instance.id": process}),
@@ -91,14 +90,14 @@ class Tracer:
     def span(
         self,
         name: str,
-        parent: str | None = None,
+        parent: str | None,
         links: tuple[str, ...] = (),
         attributes: Mapping[str, str | int] | None = None,
     ) -> Iterator[tracing.Span]:
-        """A span that is current inside, a child of the context `parent`, else the first of a trace."""
+        """A span that is current inside, a child of the context `parent`."""
         with self._tracer.start_as_current_span(
             name,
-            context=_context(parent) or contexts.Context(),
+            context=_context(parent),
             kind=SpanKind.INTERNAL,
             links=[Link(_span_context(each)) for each in links],
             attributes=attributes,
@@ -227,7 +226,8 @@ def _nanoseconds(seconds: float) -> int:
 
 def _processor(exporter: str, endpoint: str | None) -> SpanProcessor:
     if exporter == "console":
-        return SimpleSpanProcessor(ConsoleSpanExporter())
+        # The process's own, as user code has its standard output recorded.
+        return SimpleSpanProcessor(ConsoleSpanExporter(out=sys.__stdout__ or sys.stderr))
     return BatchSpanProcessor(
         _otlp_exporter(exporter, endpoint), schedule_delay_millis=_EXPORT_PERIOD * 1000
     )

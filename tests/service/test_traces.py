@@ -135,10 +135,15 @@ def test_a_run_is_one_trace(receiver: Receiver, rest: Rest) -> None:
     attempts = [s for s in receiver.spans() if s.name == "task fails"]
     assert len({s.span_id for s in attempts}) == 2
     assert rest.get(f"/runs/{run_id}")["run"]["trace_id"] == TRACE
+    # A request that comes without a trace begins one.
+    run_id = rest.run(workflow_id)
+    rest.messages(workflow_id, run_id)
+    begun = rest.get(f"/runs/{run_id}")["run"]["trace_id"]
+    of_trace(receiver, begun, "POST /run_workflow", "run", "task own", "run own", "own work")
 
 
 def test_a_batch_has_links_to_its_calls(receiver: Receiver, rest: Rest) -> None:
-    """Its own trace has what user code does for all; each call's span is in the trace of its run."""
+    """It has what user code does for all, in the trace of its first call; each call has a span in its own trace."""
     workflow_id = rest.workflow()
     config = {"enabled": True, "batch_size": 2, "batch_timeout": 5}
     rest.task(workflow_id, "batch", BATCH, task_output=outputs("out"), batch_config=config)
@@ -153,6 +158,7 @@ def test_a_batch_has_links_to_its_calls(receiver: Receiver, rest: Rest) -> None:
     assert {link.trace_id.hex() for link in batch.links} == set(traces)
     for call in calls:
         assert [link.span_id for link in call.links] == [batch.span_id]
+    assert batch.trace_id.hex() in traces
     model = of_trace(receiver, batch.trace_id.hex(), "model")["model"]
     assert model.parent_span_id == batch.span_id
 
@@ -166,6 +172,9 @@ def test_what_is_not_sampled_leaves_no_span(receiver: Receiver, rest: Rest) -> N
         rest.messages(workflow_id, start(rest, workflow_id, flags, trace))
     of_trace(receiver, loud, "run", "task own", "own work")
     assert not [s for s in receiver.spans() if s.trace_id.hex() == quiet]
+    # Nor has user code left any in a trace of its own.
+    roots = [s for s in receiver.spans() if s.name == "own work" and not s.parent_span_id]
+    assert not roots
 
 
 def test_a_trace_goes_on_after_a_crash(
