@@ -99,12 +99,17 @@ class RemoteOrchestrator:
             raise answer.error
         return answer
 
-    async def publish(self, process: str, text: bytes) -> bytes:
-        """Metrics of all processes. Raises UnavailableError when the orchestrator is not there."""
+    async def publish(self, process: str, text: bytes) -> None:
+        """Notes the metrics of this process. Raises UnavailableError."""
         try:
-            return cast(bytes, await self._handle.publish_metrics.remote(process, text))
-        except ray.exceptions.RayTaskError:
-            raise
+            await self._handle.note_metrics.remote(process, text)
+        except _ENGINE_ERRORS as error:
+            raise _unavailable(error) from error
+
+    async def collect(self, process: str, text: bytes) -> bytes:
+        """Metrics of all processes. Raises UnavailableError."""
+        try:
+            return cast(bytes, await self._handle.collect_metrics.remote(process, text))
         except _ENGINE_ERRORS as error:
             raise _unavailable(error) from error
 

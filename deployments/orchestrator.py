@@ -134,13 +134,19 @@ class OrchestratorDeployment:
         except LatticeError as error:
             yield Refusal(error)
 
-    async def publish_metrics(self, process: str, text: bytes) -> bytes:
+    async def note_metrics(self, process: str, text: bytes) -> None:
+        """Notes the metrics of another process."""
+        self._published.note(process, text)
+
+    async def collect_metrics(self, process: str, text: bytes) -> bytes:
         """Notes the metrics of another process; those of all, in Prometheus' text format."""
-        texts = self._published.note(process, text)
+        # Thousands of lines are no work for the event loop.
+        return await asyncio.to_thread(self._merged, self._published.note(process, text))
+
+    def _merged(self, texts: dict[str, bytes]) -> bytes:
         if self._metrics is not None and (own := self._metrics.render()) is not None:
             texts[self._metrics.process] = own
-        # Thousands of lines are no work for the event loop.
-        return await asyncio.to_thread(merge, texts)
+        return merge(texts)
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises: it can make nothing durable any more."""

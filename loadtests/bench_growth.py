@@ -15,6 +15,7 @@ import time
 
 import websockets
 
+from lattice.client.subscription import socket_url
 from loadtests.bench import Figure, ratios, show
 from loadtests.driving import Driver, document, driver, fan_out, task
 from loadtests.gate import gate
@@ -39,7 +40,7 @@ async def held(running: Service, client: Driver) -> tuple[float, float]:
         body = document(tasks)
         workflow_id, run_id = await client.submit(body)
         base = resident(running)
-        where = f"{client.url.replace('http', 'ws')}/get_workflow_res/{workflow_id}/{run_id}"
+        where = socket_url(client.url, f"/get_workflow_res/{workflow_id}/{run_id}")
         async with websockets.connect(where, compression=None) as socket:
             finished = 0
             while finished < LARGE:

@@ -16,6 +16,7 @@ from datetime import datetime
 
 import websockets
 
+from lattice.client.subscription import socket_url
 from loadtests.bench import Figure, show
 from loadtests.driving import Driver, document, driver, task
 from loadtests.gate import Gate, gate
@@ -35,7 +36,7 @@ def chain() -> bytes:
 
 def address(client: Driver, workflow_id: str, run_id: str) -> str:
     """Where a run's messages are."""
-    return f"{client.url.replace('http', 'ws')}/get_workflow_res/{workflow_id}/{run_id}"
+    return socket_url(client.url, f"/get_workflow_res/{workflow_id}/{run_id}")
 
 
 async def latencies(where: str) -> list[float]:

@@ -13,6 +13,7 @@ import time
 
 import websockets
 
+from lattice.client.subscription import socket_url
 from loadtests.bench import Figure, show
 from loadtests.service import cpu_seconds, service
 from tests.running import Service
@@ -52,7 +53,7 @@ def new_workflow(rest: Rest) -> str:
 
 async def follow(url: str, workflow_id: str, run_id: str) -> None:
     """Reads all messages of a run."""
-    address = f"{url.replace('http', 'ws')}/get_workflow_res/{workflow_id}/{run_id}"
+    address = socket_url(url, f"/get_workflow_res/{workflow_id}/{run_id}")
     async with websockets.connect(address, compression=None) as socket:
         messages = [message async for message in socket]
     failed = [message for message in messages if "error" in message]

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import websockets
 
+from lattice.client.subscription import socket_url
 from tests.service.rest import inputs, outputs
 
 #: What does nothing but hand on its input.
@@ -66,7 +67,7 @@ class Driver:
 
     async def follow(self, workflow_id: str, run_id: str) -> int:
         """Reads the messages of a run that succeeds; how many they were."""
-        address = f"{self.url.replace('http', 'ws')}/get_workflow_res/{workflow_id}/{run_id}"
+        address = socket_url(self.url, f"/get_workflow_res/{workflow_id}/{run_id}")
         number, last = 0, ""
         async with websockets.connect(address, compression=None) as socket:
             async for message in socket:

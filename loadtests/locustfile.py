@@ -28,6 +28,7 @@ from locust.stats import CSV_STATS_INTERVAL_SEC
 from websockets.sync.client import connect
 
 import lattice
+from lattice.client.subscription import socket_url
 from tests.service.rest import inputs, outputs
 
 #: Seconds after which a run that does not end counts as lost: far more than any takes.
@@ -140,7 +141,7 @@ class Told:
 
 def frames(host: str, run: Accepted, after: int = 0) -> Generator[str | bytes, None, None]:
     """The messages of a run over a WebSocket, until the service closes it as complete."""
-    address = f"{host.replace('http', 'ws', 1)}/get_workflow_res/{run.workflow_id}/{run.run_id}"
+    address = socket_url(host, f"/get_workflow_res/{run.workflow_id}/{run.run_id}")
     with connect(f"{address}?after={after}", max_size=None, proxy=None, open_timeout=60) as socket:
         yield from socket
 

@@ -146,12 +146,14 @@ class Service:
     def delete_run(self, run_id: str) -> None:
         """Deletes a run that has ended.
 
-        Where the connection breaks, it is asked for again; that the run is gone by then is what was wanted.
+        Where the answer is lost, it is asked for again; that the run is gone by then is what was wanted.
         """
         path = f"/runs/{run_id}"
         try:
             self._call(StatusResponse, "DELETE", path, repeatable=False)
-        except ConnectionFailedError as broken:
+        except (ConnectionFailedError, ServiceError) as broken:
+            if isinstance(broken, ServiceError) and broken.status < 500:
+                raise
             try:
                 self._call(StatusResponse, "DELETE", path)
             except ServiceError as error:

@@ -13,7 +13,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from lattice.ports.environment import Gauges, Telemetry
 
 _RUN_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
-_ATTEMPT_STATES = frozenset({"succeeded", "failed", "lost"})
+_ATTEMPT_STATES = frozenset({"succeeded", "failed", "timed_out", "lost", "restarted"})
 _WAITS = ("queued", "starting", "batching")
 
 #: Names of tasks that have a label of their own; those that come later share one.
@@ -40,6 +40,9 @@ _GAUGES = (
         "available",
     ),
 )
+
+#: As long as there is no orchestrator, such as one that waits for its database.
+_NOTHING = Gauges(0, 0, 0, 0, 0, 0, 0, available=False)
 
 
 class NoTelemetry(Telemetry):
@@ -68,8 +71,12 @@ class MeterTelemetry(Telemetry):
     """Counts with the instruments of a meter."""
 
     def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+        self._read: Callable[[], Gauges] = lambda: _NOTHING
         self._names: set[str] = set()
+        for name, unit, description, attribute in _GAUGES:
+            meter.create_observable_gauge(
+                name, [self._observing(attribute)], unit=unit, description=description
+            )
         self._runs = meter.create_histogram(
             "lattice.run.duration",
             unit="s",
@@ -110,17 +117,12 @@ class MeterTelemetry(Telemetry):
         # A counter that has counted nothing would not be there to be looked at.
         self._failures.add(0)
 
-    def watch(self, read: Callable[[], Gauges]) -> None:
-        def observing(
-            attribute: str,
-        ) -> Callable[[CallbackOptions], Iterable[Observation]]:
-            number = attrgetter(attribute)
-            return lambda options: [Observation(int(number(read())))]
+    def _observing(self, attribute: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        number = attrgetter(attribute)
+        return lambda options: [Observation(int(number(self._read())))]
 
-        for name, unit, description, attribute in _GAUGES:
-            self._meter.create_observable_gauge(
-                name, [observing(attribute)], unit=unit, description=description
-            )
+    def watch(self, read: Callable[[], Gauges]) -> None:
+        self._read = read
 
     def run_finished(self, status: str, seconds: float) -> None:
         self._runs.record(max(0.0, seconds), {"status": _bounded(status, _RUN_STATUSES)})

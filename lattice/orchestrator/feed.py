@@ -172,7 +172,7 @@ class Feed:
             live = self._live.get(run_id)
             if live is not None and after >= live.seq:
                 if self._failure is not None:
-                    raise self._failure
+                    raise self._failure.with_traceback(None)
                 await live.changed.wait()
                 continue
             group = live.after(after) if live is not None else None

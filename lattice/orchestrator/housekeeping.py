@@ -115,7 +115,11 @@ class Housekeeping:
         return deleted
 
     async def tidy(self) -> bool:
-        """One batch of everything that is due. Returns whether there may be more."""
+        """One batch of everything that is due. Returns whether there may be more.
+
+        Raises StoreUnavailableError while nothing can be written, as what is to go would be asked for again.
+        """
+        self._journal.check()
         more = [await self._expire_runs(), await self._remove_leftovers()]
         await self._remove_blobs()
         more.append(await self._expire_replies())

@@ -33,6 +33,7 @@ _CLOSED = StoreUnavailableError("the orchestrator has stopped")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 #: A commit that takes longer than this counts as an outage until it ends, in seconds.
 _PATIENCE = 10.0
+_LATE = StoreUnavailableError(f"a commit has not ended within {_PATIENCE:g} s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ class Journal:
         """Raises unless what is appended now can be expected to become durable."""
         error = self._failure or self._outage
         if error is not None:
-            raise error
+            # Raised for everybody who asks: what it is told of each must not stay with it.
+            raise error.with_traceback(None)
 
     def append(
         self, writes: Sequence[Write], then: Callable[[], None] | None = None
@@ -150,8 +152,7 @@ class Journal:
         pause = _FIRST_PAUSE
         while True:
             began = self._clock.now()
-            late = StoreUnavailableError(f"a commit has not ended within {_PATIENCE:g} s")
-            timer = loop.call_later(_PATIENCE, self._suspend, late)
+            timer = loop.call_later(_PATIENCE, self._suspend, _LATE)
             try:
                 await loop.run_in_executor(
                     self._thread, self._store.commit, self._lease, writes, self._number

@@ -26,6 +26,7 @@ from lattice.orchestrator.housekeeping import Housekeeping
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
+from lattice.orchestrator.observer import Observer
 from lattice.orchestrator.policies import Defaults, Limits, Retention
 from lattice.orchestrator.reading import Reading
 from lattice.orchestrator.recovery import Graphs, rebuild_each
@@ -132,9 +133,8 @@ class Orchestrator:
             self._dispatcher,
             nodes,
             self._clock,
-            self._telemetry,
+            Observer(self._telemetry, self._traces),
             self._limits,
-            self._traces,
         )
         try:
             await self._dispatcher.start(runs.report, self._load_code)
@@ -243,7 +243,7 @@ class Orchestrator:
         """Raises UnavailableError once nothing can be made durable by this orchestrator ever again."""
         journal = self._parts.journal
         if journal.failure is not None:
-            raise journal.failure
+            raise journal.failure.with_traceback(None)
         if journal.outage is None:
             # Looks at the lease, so that one that was replaced learns of it although nobody asks it for
             # anything. Not awaited: a database that is slow for a while is no reason to be replaced.

@@ -14,9 +14,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
 
 from lattice.errors import (
     InvalidTransitionError,
@@ -29,11 +28,12 @@ from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
+from lattice.orchestrator.observer import Observer
 from lattice.orchestrator.policies import Limits
-from lattice.ports.environment import Clock, Telemetry
+from lattice.ports.environment import Clock
 from lattice.ports.execution import Argument, Dispatcher, Job, Report, TaskLogged
 from lattice.ports.store import AppendMessage, FinishRun, Write
-from lattice.ports.tracing import Traces, attempt_context
+from lattice.ports.tracing import attempt_context
 from lattice.workflow.commands import (
     ArmDeadline,
     ArmTimer,
@@ -58,7 +58,7 @@ from lattice.workflow.events import (
     TimerFired,
 )
 from lattice.workflow.graph import Binding
-from lattice.workflow.messages import Message, MessageType
+from lattice.workflow.messages import Message
 from lattice.workflow.run import Run
 from lattice.workflow.states import TaskState
 
@@ -67,11 +67,6 @@ _log = logging.getLogger(__name__)
 
 # Made once: `json.dumps` with separators makes an encoder at each call.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-
-_ATTEMPT_ENDS = frozenset(
-    (MessageType.FINISH_TASK, MessageType.TASK_EXCEPTION, MessageType.TASK_RETRY)
-)
-_OUTCOMES = {TaskSucceeded: "succeeded", TaskFailed: "failed", TaskLost: "lost"}
 
 
 @dataclass(slots=True)
@@ -107,9 +102,8 @@ class Runs:
         dispatcher: Dispatcher,
         nodes: NodeRegistry,
         clock: Clock,
-        telemetry: Telemetry,
+        observer: Observer,
         limits: Limits,
-        traces: Traces | None = None,
     ) -> None:
         self._limits = limits
         #: Tasks that have not ended, of live runs and of reserved ones, and how many runs are reserved.
@@ -121,8 +115,7 @@ class Runs:
         self._dispatcher = dispatcher
         self._nodes = nodes
         self._clock = clock
-        self._telemetry = telemetry
-        self._traces = traces
+        self._observer = observer
         self._live: dict[RunId, _Live] = {}
         self._stopped = False
 
@@ -188,10 +181,7 @@ class Runs:
         if isinstance(report, TaskLogged):
             self._logs.take(run_id, report, running=self._is_running(run_id, report))
             return
-        live = self._live.get(run_id)
-        progress = None if live is None else live.run.tasks.get(report.task_id)
-        news = progress is not None and progress.attempt == report.attempt
-        if live is not None and not isinstance(report, TaskStarted):
+        if run_id in self._live and not isinstance(report, TaskStarted):
             self._logs.end(run_id, report.task_id, report.attempt)
             if isinstance(report, TaskLost):
                 # What the error says may be the user's.
@@ -204,19 +194,6 @@ class Runs:
                     extra=_about(run_id, report.task_id),
                 )
         self._step(run_id, self._renamed(report))
-        if live is not None and news and not isinstance(report, TaskStarted):
-            self._count(live.run, report)
-
-    def _count(self, run: Run, end: TaskSucceeded | TaskFailed | TaskLost) -> None:
-        """Counts the end of an attempt, which the machine has heard of."""
-        placement = None if isinstance(end, TaskLost) else end.placement
-        timing = {**cast("Mapping[str, float]", run.tasks[end.task_id].timing or {})}
-        if placement is not None:
-            timing["running"] = end.at - placement.at
-            if placement.batch_size is not None:
-                self._telemetry.call_began(placement.batch_size)
-        name = run.graph.tasks[end.task_id].name
-        self._telemetry.attempt_ended(name, _OUTCOMES[type(end)], timing)
 
     def _is_running(self, run_id: RunId, logged: TaskLogged) -> bool:
         live = self._live.get(run_id)
@@ -288,6 +265,9 @@ class Runs:
                     self._arm_deadline(live, delay)
                 case Release(task_id):
                     self._dispatcher.release(run_id, task_id)
+        self._observer.look(
+            run_id, run.graph, live.created, live.trace, commands, self._clock.now()
+        )
 
     def _execute(self, live: _Live, command: Execute) -> None:
         """Hands over what had to wait, unless it has been cancelled meanwhile."""
@@ -308,17 +288,10 @@ class Runs:
                     write = append_message(run_id, message)
                     texts.append(write.document)
                     writes.append(write)
-                    self._trace_attempt(live, message)
                 case Finish(status):
                     now = self._clock.now()
                     ended = status, now - live.created
                     writes.append(FinishRun(run_id, status, now))
-                    self._telemetry.run_finished(status, now - live.created)
-                    if self._traces is not None and live.trace is not None:
-                        workflow_id = live.run.graph.workflow_id
-                        self._traces.run_ended(
-                            live.trace, run_id, workflow_id, live.created, now, status
-                        )
 
         if writes:
 
@@ -330,26 +303,6 @@ class Runs:
                     _log.info("run %s ended %s after %.3f s", run_id, *ended, extra=_about(run_id))
 
             self._journal.append(writes, durable)
-
-    def _trace_attempt(self, live: _Live, message: Message) -> None:
-        """Writes the span of an attempt, if the message is of the end of one."""
-        task_id = message.task_id
-        if self._traces is None or live.trace is None or task_id is None:
-            return
-        if message.type in _ATTEMPT_ENDS:
-            # The task itself may have begun its next attempt.
-            data = cast("Mapping[str, Any]", message.data)
-            ended = self._clock.now()
-            self._traces.attempt_ended(
-                live.trace,
-                live.run.run_id,
-                task_id,
-                live.run.graph.tasks[task_id].name,
-                data["attempt"],
-                ended - sum(data["timing"].values()),
-                ended,
-                data.get("error"),
-            )
 
     def _arm(self, live: _Live, timer: ArmTimer) -> None:
         def fire() -> None:

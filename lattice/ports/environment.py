@@ -56,7 +56,7 @@ class Telemetry(Protocol):
         """A run ended, `seconds` after it was requested."""
 
     def attempt_ended(self, task: str, state: str, timing: Mapping[str, float]) -> None:
-        """An attempt of a task of this name ended (`succeeded`, `failed`, `lost`).
+        """An attempt of a task of this name ended: `succeeded`, `failed`, `timed_out`, `lost` or `restarted`.
 
         `timing`: the seconds that it was `queued`, `starting`, `batching` and `running`.
         """

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest, NodeId, RunId, TaskId
-from lattice.ports.environment import Gauges
 from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Load, Report
 from lattice.workflow.events import (
     ErrorInfo,
@@ -71,28 +70,6 @@ class CountedIds:
     def new_id(self) -> str:
         """The next id."""
         return f"{self._prefix}-{next(self._numbers)}"
-
-
-class NoCount:
-    """Telemetry that forgets everything."""
-
-    def watch(self, read: Callable[[], Gauges]) -> None:
-        """Forgets."""
-
-    def run_finished(self, status: str, seconds: float) -> None:
-        """Forgets."""
-
-    def attempt_ended(self, task: str, state: str, timing: Mapping[str, float]) -> None:
-        """Forgets."""
-
-    def call_began(self, batch_size: int) -> None:
-        """Forgets."""
-
-    def committed(self, writes: int, seconds: float) -> None:
-        """Forgets."""
-
-    def commit_failed(self) -> None:
-        """Forgets."""
 
 
 class HeldDispatcher:

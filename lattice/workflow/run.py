@@ -273,6 +273,7 @@ class Run:
                 at,
                 {
                     "result": error.message,
+                    "reason": reason.value,
                     "error": _document(error),
                     "timing": self._timing(task_id, at),
                 },

@@ -14,9 +14,10 @@ from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
 from lattice.ids import RunId, WorkflowId
+from lattice.observability.telemetry import NoTelemetry
 from lattice.orchestrator import Limits, Orchestrator
 from lattice.store.memory import MemoryStore
-from lattice.testing.fakes import CountedIds, NoCount
+from lattice.testing.fakes import CountedIds
 from tests.simulation.dispatcher import SimulatedDispatcher
 from tests.simulation.ledger import Account, Ledger
 from tests.simulation.loop import HOST
@@ -89,7 +90,13 @@ class Process:
         self.dispatcher = SimulatedDispatcher(self.account, ledger, nature, self.later)
         self.store = CrashingStore(self.account, database, ledger, nature, self.kill)
         self.orchestrator = Orchestrator(
-            self.store, NoStorage(), self.dispatcher, ProcessClock(self), ids, NoCount(), _LIMITS
+            self.store,
+            NoStorage(),
+            self.dispatcher,
+            ProcessClock(self),
+            ids,
+            NoTelemetry(),
+            _LIMITS,
         )
 
     def __repr__(self) -> str:

@@ -60,7 +60,7 @@ async def metrics(holder: AppHolder) -> Response:
     if holder.exposition is not None:
         try:
             async with asyncio.timeout(_OTHERS_WITHIN):
-                text = await holder.exposition.publish(holder.metrics.process, text)
+                text = await holder.exposition.collect(holder.metrics.process, text)
         except (UnavailableError, TimeoutError):
             # Better those of this process than none: that the others are missing is news, too.
             text = merge({holder.metrics.process: text})

@@ -208,6 +208,8 @@ def test_a_deletion_whose_answer_is_lost(fake: FakeService) -> None:
     path = "DELETE /runs/r1"
     fake.answers[path] = [BrokenOffError("reset"), (404, {"detail": "Run r1"})]
     run.delete()
+    fake.answers[path] = [(502, {}), (404, {"detail": "Run r1"})]
+    run.delete()
     fake.answers[path] = [BrokenOffError("reset"), (400, {"detail": "running"})]
     with pytest.raises(ServiceError, match="running"):
         run.delete()

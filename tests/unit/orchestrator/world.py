@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lattice.ids import RunId, TaskId, WorkflowId
+from lattice.observability.telemetry import NoTelemetry
 from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.store.memory import MemoryStore
-from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher, NoCount
+from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher
 from lattice.workflow.task import CodeForm
 
 
@@ -110,7 +111,7 @@ def make(
         dispatcher,
         clock,
         ids,
-        NoCount(),
+        NoTelemetry(),
         limits,
         defaults,
         retention,
