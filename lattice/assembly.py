@@ -14,7 +14,7 @@ from lattice.execution.ray_cluster import connect
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
 from lattice.observability.telemetry import NoTelemetry
-from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention
+from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention, Surroundings
 from lattice.ports.environment import Telemetry
 from lattice.ports.execution import Dispatcher
 from lattice.ports.tracing import SpanExport, Traces
@@ -74,7 +74,7 @@ def build_orchestrator(
         max_log_bytes=settings.max_log_bytes,
         span_export=span_export,
     )
-    return Orchestrator(
+    surroundings = Surroundings(
         store=open_store(settings.resolved_store_url),
         storage=FsspecStorage(storage_url),
         dispatcher=tasks if around is None else around(settings, tasks),
@@ -82,7 +82,6 @@ def build_orchestrator(
         ids=RandomIds(),
         telemetry=telemetry or NoTelemetry(),
         traces=traces,
-        warm_up=settings.replica_warm_up,
         limits=Limits(
             max_tasks_per_workflow=settings.max_tasks_per_workflow,
             max_result_bytes=settings.max_result_bytes,
@@ -108,3 +107,4 @@ def build_orchestrator(
             period=settings.housekeeping_seconds,
         ),
     )
+    return Orchestrator(surroundings, warm_up=settings.replica_warm_up)

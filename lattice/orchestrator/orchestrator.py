@@ -7,10 +7,8 @@ by the journal, and only then is answered. What each part does is said in its ow
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from lattice.errors import (
     CallTimeoutError,
@@ -19,97 +17,39 @@ from lattice.errors import (
     OrchestratorNotInitializedError,
     RunNotFoundError,
 )
-from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
+from lattice.ids import NodeId, RunId, TaskId, WorkflowId
 from lattice.orchestrator.catalogue import Catalogue
-from lattice.orchestrator.feed import Feed
-from lattice.orchestrator.housekeeping import Housekeeping
-from lattice.orchestrator.journal import Journal
-from lattice.orchestrator.logs import TaskLogs
-from lattice.orchestrator.nodes import NodeRegistry
-from lattice.orchestrator.observer import Observer
-from lattice.orchestrator.policies import Defaults, Limits, Retention
-from lattice.orchestrator.reading import Reading
-from lattice.orchestrator.recovery import Graphs, rebuild_each
-from lattice.orchestrator.replies import Effect, Replies
-from lattice.orchestrator.runs import Runs
-from lattice.orchestrator.starts import Starts
-from lattice.ports.environment import Clock, Gauges, IdSource, Telemetry
-from lattice.ports.execution import Call, CallResult, Dispatcher
+from lattice.orchestrator.parts import Parts, Surroundings
+from lattice.orchestrator.replies import Effect
+from lattice.ports.execution import Call, CallResult
 from lattice.ports.service import LogMessages, Once, TaskUpload
-from lattice.ports.store import Store, ValueStorage, Write
-from lattice.ports.tracing import Traces
+from lattice.ports.store import Write
 from lattice.workflow import checks
 from lattice.workflow.graph import Workflow
-from lattice.workflow.placement import check as check_placement
-from lattice.workflow.task import Resources, Task, TaskKind
+from lattice.workflow.task import Task, TaskKind
 
 _log = logging.getLogger(__name__)
-
-#: The list of the engine's nodes is asked for again after this many seconds.
-_NODES_FRESH = 1.0
-
-#: Runs that are rebuilt in one go of a thread, which is slow to get its turn on a busy machine.
-_REBUILT = 100
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What exists between `start_monitor` and `close`."""
-
-    journal: Journal
-    feed: Feed
-    nodes: NodeRegistry
-    catalogue: Catalogue
-    replies: Replies
-    runs: Runs
-    reading: Reading
-    starts: Starts
-    housekeeping: Housekeeping
 
 
 class Orchestrator:
     """Implements `lattice.ports.service.OrchestratorService` in this process.
 
-    Without `retention` nothing is removed but on request, and nothing of what is left of that.
+    With `warm_up`, tasks that run on replicas are got ready when they are saved, unless they say otherwise.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        storage: ValueStorage,
-        dispatcher: Dispatcher,
-        clock: Clock,
-        ids: IdSource,
-        telemetry: Telemetry,
-        limits: Limits,
-        defaults: Defaults | None = None,
-        retention: Retention | None = None,
-        *,
-        traces: Traces | None = None,
-        warm_up: bool = False,
-    ) -> None:
-        self._defaults = defaults or Defaults()
-        self._retention = retention
-        self._store = store
-        self._storage = storage
-        self._dispatcher = dispatcher
-        self._clock = clock
-        self._ids = ids
-        self._telemetry = telemetry
-        self._traces = traces
-        self._limits = limits
+    def __init__(self, around: Surroundings, *, warm_up: bool = False) -> None:
+        self._around = around
         self._warm_up = warm_up
         self._lease: int | None = None
-        self._started: _Parts | None = None
+        self._started: Parts | None = None
         self._closed = False
-        self._nodes_at = float("-inf")
 
     # -- life cycle --------------------------------------------------------------------------
 
     def initialize(self) -> None:
         """Takes charge of the store: from now on, a former orchestrator's commits are refused."""
         if self._lease is None:
-            self._lease = self._store.acquire_lease()
+            self._lease = self._around.store.acquire_lease()
 
     async def start_monitor(self) -> None:
         """Listens to the engine and goes on with every run that had not ended."""
@@ -117,98 +57,7 @@ class Orchestrator:
             return
         self.initialize()
         assert self._lease is not None
-        nodes = NodeRegistry(await asyncio.to_thread(self._store.load_nodes))
-        feed = Feed(self._store)
-
-        def fail(error: LatticeError) -> None:
-            runs.stop()
-            feed.fail(error)
-
-        journal = Journal(self._store, self._lease, self._clock, self._telemetry, fail)
-        logs = TaskLogs(journal, feed, self._clock, self._limits.max_log_bytes)
-        runs = Runs(
-            journal,
-            feed,
-            logs,
-            self._dispatcher,
-            nodes,
-            self._clock,
-            Observer(self._telemetry, self._traces),
-            self._limits,
-        )
-        try:
-            await self._dispatcher.start(runs.report, self._load_code)
-            nodes.refresh(await self._dispatcher.nodes())
-            await self._resume(runs)
-        except BaseException:
-            # What was begun must not go on beside a second attempt to start, or after `close`.
-            runs.stop()
-            await journal.close()
-            raise
-        self._started = _Parts(
-            journal,
-            feed,
-            nodes,
-            Catalogue(
-                self._store,
-                journal,
-                self._clock,
-                self._ids,
-                self._limits.max_tasks_per_workflow,
-                self._defaults,
-            ),
-            Replies(self._store, journal, self._clock),
-            runs,
-            Reading(
-                self._store,
-                self._storage,
-                self._dispatcher,
-                journal,
-                runs,
-                logs,
-                self._clock,
-                self._limits.max_result_bytes,
-            ),
-            Starts(
-                self._store,
-                runs,
-                self._clock,
-                self._ids,
-                self._check_placement,
-                self._defaults.deadline,
-                self._traces,
-            ),
-            Housekeeping(
-                self._store, self._storage, journal, self._clock, self._retention or Retention()
-            ),
-        )
-        if self._retention is not None:
-            self._started.housekeeping.start()
-        self._telemetry.watch(functools.partial(self._gauges, journal, feed, runs))
-
-    def _gauges(self, journal: Journal, feed: Feed, runs: Runs) -> Gauges:
-        active, tasks = runs.active
-        load = self._dispatcher.load()
-        return Gauges(
-            runs=active,
-            tasks=tasks,
-            waiting=load.waiting,
-            engaged=load.engaged,
-            replicas=load.replicas,
-            definitions=load.definitions,
-            streams=feed.followers,
-            available=journal.failure is None and journal.outage is None,
-        )
-
-    async def _resume(self, runs: Runs) -> None:
-        records = await asyncio.to_thread(self._store.unfinished_runs)
-        graphs = Graphs(self._store)
-        for start in range(0, len(records), _REBUILT):
-            some = records[start : start + _REBUILT]
-            for record, run in await asyncio.to_thread(rebuild_each, self._store, some, graphs):
-                runs.resume(run, record.created, record.trace)
-        if records:
-            _log.info("went on with %d unfinished runs", len(records))
+        self._started = await Parts.start(self._around, self._lease)
 
     async def close(self) -> None:
         """Stops: what runs is cancelled and will be run again by the next orchestrator."""
@@ -218,36 +67,27 @@ class Orchestrator:
         started, self._started = self._started, None
         try:
             if started is not None:
-                # Before the dispatcher closes, as a timer would hand it one more job.
-                started.runs.stop()
-            await self._dispatcher.close()
-            if started is not None:
-                await started.housekeeping.close()
-                await started.journal.close()
+                await started.close()
+            else:
+                await self._around.dispatcher.close()
         finally:
-            await asyncio.to_thread(self._store.close)
+            await asyncio.to_thread(self._around.store.close)
 
     def cleanup(self) -> None:
         """Lets go of the store where `close` could not be awaited. Idempotent."""
         if not self._closed:
             self._closed = True
             self._started = None
-            self._store.close()
+            self._around.store.close()
 
     async def ready(self) -> None:
         """Raises UnavailableError unless requests can be answered and made durable."""
-        await self.check_health()
+        self._parts.check_health()
         self._parts.journal.check()
 
     async def check_health(self) -> None:
         """Raises UnavailableError once nothing can be made durable by this orchestrator ever again."""
-        journal = self._parts.journal
-        if journal.failure is not None:
-            raise journal.failure.with_traceback(None)
-        if journal.outage is None:
-            # Looks at the lease, so that one that was replaced learns of it although nobody asks it for
-            # anything. Not awaited: a database that is slow for a while is no reason to be replaced.
-            journal.append(())
+        self._parts.check_health()
 
     # -- workflows ---------------------------------------------------------------------------
 
@@ -279,7 +119,7 @@ class Orchestrator:
 
         async def prepare() -> Effect:
             workflow = await parts.catalogue.workflow(workflow_id)
-            task_id = TaskId(self._ids.new_id())
+            task_id = TaskId(self._around.ids.new_id())
             writes = parts.catalogue.add_task(workflow, task_id, name, TaskKind.CODE)
             return Effect({"task_id": task_id}, writes)
 
@@ -313,14 +153,15 @@ class Orchestrator:
 
     async def _prepare(self, task: Task) -> None:
         """Begins to make ready what the first attempt of a task would have to wait for."""
+        parts = self._parts
         try:
-            await self._refresh_nodes()
-            self._check_placement(task.resources, f"task {task.name!r}")
+            await parts.refresh_nodes()
+            parts.check_placement(task.resources, f"task {task.name!r}")
         except LatticeError as error:
-            # The task is saved; that no node can hold it (yet) is for its run to say.
-            _log.info("task %s is not warmed up: %s", task.task_id, error)
+            # The task is saved; that no node can hold it (yet) is for its run to say, in the user's words.
+            _log.info("task %s is not warmed up: %s", task.task_id, type(error).__name__)
             return
-        self._dispatcher.prepare(self._parts.nodes.define(task))
+        self._around.dispatcher.prepare(parts.nodes.define(task))
 
     async def add_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None:
         """Adds an explicit edge; one that is there stays."""
@@ -387,7 +228,7 @@ class Orchestrator:
         parts = self._parts
 
         async def prepare() -> Effect:
-            await self._refresh_nodes()
+            await parts.refresh_nodes()
             workflow = await parts.catalogue.workflow(workflow_id)
             return parts.starts.of_workflow(workflow, [], deadline)
 
@@ -405,7 +246,7 @@ class Orchestrator:
         parts = self._parts
 
         async def prepare() -> Effect:
-            await self._refresh_nodes()
+            await parts.refresh_nodes()
             workflow, writes = parts.catalogue.submit(tasks, edges)
             effect = parts.starts.of_workflow(workflow, writes, deadline)
             parts.catalogue.keep(workflow)
@@ -425,7 +266,7 @@ class Orchestrator:
         parts = self._parts
 
         async def prepare() -> Effect:
-            await self._refresh_nodes()
+            await parts.refresh_nodes()
             await parts.journal.barrier()
             return await parts.starts.again(await parts.reading.record(run_id))
 
@@ -560,14 +401,14 @@ class Orchestrator:
                 f"the task {task_id} of type {task.kind.value!r}",
                 "a task of type 'langgraph' is allowed; others run by /run_workflow",
             )
-        await self._refresh_nodes()
-        self._check_placement(task.resources, f"task {task.name!r}")
+        await parts.refresh_nodes()
+        parts.check_placement(task.resources, f"task {task.name!r}")
         call = Call(task.name, parts.nodes.define(task), args, kwargs)
         try:
-            async with asyncio.timeout(self._limits.call_timeout):
-                return await self._dispatcher.call(call)
+            async with asyncio.timeout(self._around.limits.call_timeout):
+                return await self._around.dispatcher.call(call)
         except TimeoutError:
-            raise CallTimeoutError(self._limits.call_timeout) from None
+            raise CallTimeoutError(self._around.limits.call_timeout) from None
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -576,49 +417,33 @@ class Orchestrator:
     ) -> None:
         """Registers a node, which may be one that the engine does not have yet."""
         parts = self._parts
-        parts.nodes.refresh(await self._dispatcher.nodes())
+        parts.nodes.refresh(await self._around.dispatcher.nodes())
         parts.journal.check()
         await parts.journal.append([parts.nodes.connect(node_id, node_ip, resources)])
 
     async def disconnect_worker(self, node_id: NodeId) -> None:
         """Places nothing new on a node. Raises WorkerNotFoundError."""
         parts = self._parts
-        parts.nodes.refresh(await self._dispatcher.nodes())
+        parts.nodes.refresh(await self._around.dispatcher.nodes())
         parts.journal.check()
         await parts.journal.append([parts.nodes.disconnect(node_id)])
 
     async def workers(self) -> list[dict[str, object]]:
         """Registered nodes and their status, and the engine's nodes that nobody registered."""
         parts = self._parts
-        parts.nodes.refresh(await self._dispatcher.nodes())
+        parts.nodes.refresh(await self._around.dispatcher.nodes())
         described = parts.nodes.describe()
         await parts.journal.barrier()
         return described
 
     async def head_port(self) -> int:
         """The port under which other nodes join the engine."""
-        return await self._dispatcher.head_port()
+        return await self._around.dispatcher.head_port()
 
     # -- parts -------------------------------------------------------------------------------
 
     @property
-    def _parts(self) -> _Parts:
+    def _parts(self) -> Parts:
         if self._started is None:
             raise OrchestratorNotInitializedError
         return self._started
-
-    async def _refresh_nodes(self) -> None:
-        """Asks for the engine's nodes, unless that was done a moment ago."""
-        if abs(self._clock.now() - self._nodes_at) >= _NODES_FRESH:
-            self._parts.nodes.refresh(await self._dispatcher.nodes())
-            self._nodes_at = self._clock.now()
-
-    def _check_placement(self, resources: Resources, where: str) -> None:
-        nodes = self._parts.nodes
-        check_placement(resources, where, nodes.capacities(), nodes.gpu_memories)
-
-    def _load_code(self, digest: Digest) -> bytes:
-        data = self._store.load_blob(digest)
-        if data is None:
-            raise LatticeError(f"the code {digest} is missing from the store")
-        return data

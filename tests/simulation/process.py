@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from lattice.ids import RunId, WorkflowId
 from lattice.observability.telemetry import NoTelemetry
-from lattice.orchestrator import Limits, Orchestrator
+from lattice.orchestrator import Limits, Orchestrator, Surroundings
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds
 from tests.simulation.dispatcher import SimulatedDispatcher
@@ -89,7 +89,7 @@ class Process:
         self.account = Account(number, self.cannot_store)
         self.dispatcher = SimulatedDispatcher(self.account, ledger, nature, self.later)
         self.store = CrashingStore(self.account, database, ledger, nature, self.kill)
-        self.orchestrator = Orchestrator(
+        around = Surroundings(
             self.store,
             NoStorage(),
             self.dispatcher,
@@ -98,6 +98,7 @@ class Process:
             NoTelemetry(),
             _LIMITS,
         )
+        self.orchestrator = Orchestrator(around)
 
     def __repr__(self) -> str:
         return f"process {self.number}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lattice.ids import RunId, TaskId, WorkflowId
 from lattice.observability.telemetry import NoTelemetry
-from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention
+from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention, Surroundings
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher
@@ -105,7 +105,7 @@ def make(
     retention: Retention | None = None,
     warm_up: bool = False,
 ) -> Orchestrator:
-    return Orchestrator(
+    around = Surroundings(
         store,
         storage or FakeStorage(),
         dispatcher,
@@ -113,7 +113,7 @@ def make(
         ids,
         NoTelemetry(),
         limits,
-        defaults,
+        defaults or Defaults(),
         retention,
-        warm_up=warm_up,
     )
+    return Orchestrator(around, warm_up=warm_up)

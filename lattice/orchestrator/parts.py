@@ -1,0 +1,194 @@
+"""The parts of an orchestrator in charge: how they are put together, started in order, and closed in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+from lattice.errors import LatticeError
+from lattice.ids import Digest
+from lattice.orchestrator.catalogue import Catalogue
+from lattice.orchestrator.feed import Feed
+from lattice.orchestrator.housekeeping import Housekeeping
+from lattice.orchestrator.journal import Journal
+from lattice.orchestrator.logs import TaskLogs
+from lattice.orchestrator.nodes import NodeRegistry
+from lattice.orchestrator.observer import Observer
+from lattice.orchestrator.policies import Defaults, Limits, Retention
+from lattice.orchestrator.reading import Reading
+from lattice.orchestrator.recovery import Graphs, rebuild_each
+from lattice.orchestrator.replies import Replies
+from lattice.orchestrator.runs import Runs
+from lattice.orchestrator.starts import Starts
+from lattice.ports.environment import Clock, Gauges, IdSource, Telemetry
+from lattice.ports.execution import Dispatcher
+from lattice.ports.store import Store, ValueStorage
+from lattice.ports.tracing import Traces
+from lattice.workflow.placement import check as check_placement
+from lattice.workflow.task import Resources
+
+_log = logging.getLogger(__name__)
+
+#: The list of the engine's nodes is asked for again after this many seconds.
+_NODES_FRESH = 1.0
+
+#: Runs that are rebuilt in one go of a thread, which is slow to get its turn on a busy machine.
+_REBUILT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an orchestrator is given from outside, and what it is to keep to.
+
+    Without `retention` nothing is removed but on request, and nothing of what is left of that. Without `traces`
+    no spans are written.
+    """
+
+    store: Store
+    storage: ValueStorage
+    dispatcher: Dispatcher
+    clock: Clock
+    ids: IdSource
+    telemetry: Telemetry
+    limits: Limits
+    defaults: Defaults = field(default_factory=Defaults)
+    retention: Retention | None = None
+    traces: Traces | None = None
+
+
+class Parts:
+    """What exists while an orchestrator is in charge under the lease `lease`."""
+
+    def __init__(self, around: Surroundings, lease: int, nodes: NodeRegistry) -> None:
+        store, clock, limits = around.store, around.clock, around.limits
+        self._around = around
+        self._nodes_at = float("-inf")
+        self.nodes = nodes
+        self.feed = Feed(store)
+        self.journal = Journal(store, lease, clock, around.telemetry, self._fail)
+        logs = TaskLogs(self.journal, self.feed, clock, limits.max_log_bytes)
+        self.runs = Runs(
+            self.journal,
+            self.feed,
+            logs,
+            around.dispatcher,
+            nodes,
+            clock,
+            Observer(around.telemetry, around.traces),
+            limits,
+        )
+        self.catalogue = Catalogue(
+            store,
+            self.journal,
+            clock,
+            around.ids,
+            limits.max_tasks_per_workflow,
+            around.defaults,
+        )
+        self.replies = Replies(store, self.journal, clock)
+        self.reading = Reading(
+            store,
+            around.storage,
+            around.dispatcher,
+            self.journal,
+            self.runs,
+            logs,
+            clock,
+            limits.max_result_bytes,
+        )
+        self.starts = Starts(
+            store,
+            self.runs,
+            clock,
+            around.ids,
+            self.check_placement,
+            around.defaults.deadline,
+            around.traces,
+        )
+        self.housekeeping = Housekeeping(
+            store, around.storage, self.journal, clock, around.retention or Retention()
+        )
+
+    @classmethod
+    async def start(cls, around: Surroundings, lease: int) -> Parts:
+        """Listens to the engine and goes on with every run that had not ended."""
+        nodes = NodeRegistry(await asyncio.to_thread(around.store.load_nodes))
+        parts = cls(around, lease, nodes)
+        try:
+            await around.dispatcher.start(parts.runs.report, parts._load_code)
+            nodes.refresh(await around.dispatcher.nodes())
+            await parts._resume()
+        except BaseException:
+            # What was begun must not go on beside a second attempt to start, or after `close`.
+            parts.runs.stop()
+            await parts.journal.close()
+            raise
+        if around.retention is not None:
+            parts.housekeeping.start()
+        around.telemetry.watch(parts.gauges)
+        return parts
+
+    async def _resume(self) -> None:
+        store = self._around.store
+        records = await asyncio.to_thread(store.unfinished_runs)
+        graphs = Graphs(store)
+        for start in range(0, len(records), _REBUILT):
+            some = records[start : start + _REBUILT]
+            for record, run in await asyncio.to_thread(rebuild_each, store, some, graphs):
+                self.runs.resume(run, record.created, record.trace)
+        if records:
+            _log.info("went on with %d unfinished runs", len(records))
+
+    async def close(self) -> None:
+        """Ends what runs, which the next orchestrator runs again, and lets go of the engine."""
+        # Before the dispatcher closes, as a timer would hand it one more job.
+        self.runs.stop()
+        await self._around.dispatcher.close()
+        await self.housekeeping.close()
+        await self.journal.close()
+
+    def _fail(self, error: LatticeError) -> None:
+        self.runs.stop()
+        self.feed.fail(error)
+
+    def check_health(self) -> None:
+        """Raises UnavailableError once nothing can be made durable any more."""
+        if self.journal.failure is not None:
+            raise self.journal.failure.with_traceback(None)
+        if self.journal.outage is None:
+            # Looks at the lease, so that one that was replaced learns of it although nobody asks it for
+            # anything. Not awaited: a database that is slow for a while is no reason to be replaced.
+            self.journal.append(())
+
+    def gauges(self) -> Gauges:
+        """How much there is just now. May be called from any thread."""
+        runs, tasks = self.runs.active
+        load = self._around.dispatcher.load()
+        return Gauges(
+            runs=runs,
+            tasks=tasks,
+            waiting=load.waiting,
+            engaged=load.engaged,
+            replicas=load.replicas,
+            definitions=load.definitions,
+            streams=self.feed.followers,
+            available=self.journal.failure is None and self.journal.outage is None,
+        )
+
+    async def refresh_nodes(self) -> None:
+        """Asks for the engine's nodes, unless that was done a moment ago."""
+        now = self._around.clock.now()
+        if abs(now - self._nodes_at) >= _NODES_FRESH:
+            self.nodes.refresh(await self._around.dispatcher.nodes())
+            self._nodes_at = now
+
+    def check_placement(self, resources: Resources, where: str) -> None:
+        """Raises InvalidRequestError for resources that no node has; `where` says whose they are."""
+        check_placement(resources, where, self.nodes.capacities(), self.nodes.gpu_memories)
+
+    def _load_code(self, digest: Digest) -> bytes:
+        data = self._around.store.load_blob(digest)
+        if data is None:
+            raise LatticeError(f"the code {digest} is missing from the store")
+        return data
