@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -174,3 +175,26 @@ async def test_the_end_of_an_orchestrator_does_not_wait_for_the_database(
     await world.restart()
     world.dispatcher.succeed(run_id, A, out=b"")
     assert (await world.messages(run_id))[-1] == "finish_workflow"
+
+
+async def test_an_outage_holds_nothing_of_whom_it_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does housekeeping ask again and again for what it cannot do: memory does not grow with the time."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
+    outage = Outage(world, monkeypatch)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    await known(world)
+    parts = world.orchestrator._parts
+    pending = len(parts.journal._pending)
+    for _ in range(50):
+        with pytest.raises(StoreUnavailableError):
+            await world.orchestrator.create_workflow()
+        with pytest.raises(StoreUnavailableError):
+            await parts.housekeeping.tidy()
+    assert len(parts.journal._pending) == pending
+    error = parts.journal.outage
+    assert error is not None
+    assert len([*traceback.walk_tb(error.__traceback__)]) < 10
+    outage.end()
+    await over(world)
