@@ -29,9 +29,13 @@ def nobody(entries: list[LogEntry]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _restored(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Streams of the test's own, and loggers as they were at the end."""
+def _restored(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Streams of the test's own; these and loggers are as they were at the end, with `pytest -s` too."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
+    # Not before: what is patched last is restored first.
+    request.getfixturevalue("capsys")
 
 
 def texts(recorder: Recorder) -> list[tuple[str, str]]:
