@@ -114,7 +114,7 @@ class Recorder:
         try:
             text = _FORMATTER.format(record)
         except Exception:  # the arguments do not fit the message; the handlers complain about it
-            text = str(record.msg)
+            text = record.msg if isinstance(record.msg, str) else object.__repr__(record.msg)
         self._take("log", f"{text}\n", record.levelname, record.name)
 
     def _take(self, stream: str, text: str, level: str | None, logger: str | None) -> None:

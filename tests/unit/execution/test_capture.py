@@ -116,6 +116,25 @@ def test_records_of_loggers_are_seen_whatever_handles_them(
     assert third.text == "bad %d\n"
 
 
+class Unspeakable:
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+def test_a_message_without_a_text_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What logging itself would forgive must not come out of the call that logs."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    with recording(LIMIT, nobody) as recorder:
+        logging.getLogger("mine").warning(Unspeakable())
+    ((stream, text),) = texts(recorder)
+    assert stream == "log"
+    assert "Unspeakable object at" in text
+
+
 def test_threads_and_coroutines_belong_to_their_attempt() -> None:
     """Two attempts at a time: a plain thread then belongs to none; alone, to the one that there is."""
 
