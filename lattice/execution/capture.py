@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from lattice.ports.execution import LogEntry
 
@@ -37,6 +37,8 @@ _WINDOW = 16
 _PIECE = 4 * 1024
 
 _logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class _Piece:
@@ -269,7 +271,16 @@ def _recorder() -> Recorder | None:
     found = _current.get()
     if found is None and len(active := _active) == 1:
         return active[0]
-    return found
+    return None if found is _NOBODY else found
+
+
+def _unrecorded(act: Callable[..., Result], *args: Any) -> Result:
+    """Calls what passes text on, which may be printed or logged once more on its way."""
+    token = _current.set(_NOBODY)
+    try:
+        return act(*args)
+    finally:
+        _current.reset(token)
 
 
 @contextlib.contextmanager
@@ -308,10 +319,13 @@ class _Tee(io.TextIOBase):
         self._name = name
 
     def write(self, text: str) -> int:
-        written: int = self._stream.write(text)
+        write: Callable[[str], int] = self._stream.write
         recorder = _recorder()
-        if recorder is not None:
-            recorder.write(self._name, text)
+        if recorder is None:
+            return write(text)
+        # Below may be another tee, under a wrapper that user code has put over it in an attempt before.
+        written = _unrecorded(write, text)
+        recorder.write(self._name, text)
         return written
 
     def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]  # as for any text
@@ -371,15 +385,10 @@ def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
     whether there is one, from working as users know them.
     """
     recorder = _recorder()
-    if recorder is None or recorder is _NOBODY:
+    if recorder is None:
         _handlers_called(logger, record)
         return
-    # What a handler writes to a stream is the same once more.
-    token = _current.set(_NOBODY)
-    try:
-        _handlers_called(logger, record)
-    finally:
-        _current.reset(token)
+    _unrecorded(_handlers_called, logger, record)
     if logger.name.partition(".")[0] not in ("lattice", "ray"):
         recorder.log(record)
 

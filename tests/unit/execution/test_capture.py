@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 import threading
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -58,6 +59,33 @@ def test_text_is_recorded_and_passed_on(capsys: pytest.CaptureFixture[str]) -> N
     assert [entry.offset for entry in recorder.kept()] == [0, 12, 19]
     assert recorder.kept()[-1].end == 31
     assert capsys.readouterr() == ("one 2\nthree\nfour äöü\noutside\n", "broken\n")
+
+
+class Wrapper:
+    """What users, and libraries such as colorama, put in place of a stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def test_a_stream_that_user_code_has_wrapped_is_recorded_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the attempt that wraps it and in the next, though the tee of the first is below the wrapper."""
+    with recording(LIMIT, nobody) as recorder, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Wrapper(sys.stdout))
+        print("first")
+        with recording(LIMIT, nobody) as second:
+            print("second")
+    assert texts(recorder) == [("stdout", "first\n")]
+    assert texts(second) == [("stdout", "second\n")]
+    assert capsys.readouterr().out == "first\nsecond\n"
 
 
 def test_a_limit_of_nothing_leaves_the_process_alone() -> None:
