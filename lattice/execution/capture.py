@@ -35,6 +35,8 @@ _PERIOD = 0.5
 _WINDOW = 16
 #: Text that comes in small pieces is put together to pieces of this many bytes at most; longer text is divided.
 _PIECE = 4 * 1024
+#: Loggers of the service and of the engine.
+_NOT_THE_USERS = ("lattice", "deployments", "ray")
 
 _logger = logging.getLogger(__name__)
 
@@ -389,7 +391,7 @@ def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
         _handlers_called(logger, record)
         return
     _unrecorded(_handlers_called, logger, record)
-    if logger.name.partition(".")[0] not in ("lattice", "ray"):
+    if logger.name.partition(".")[0] not in _NOT_THE_USERS:
         recorder.log(record)
 
 

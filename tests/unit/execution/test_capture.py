@@ -130,6 +130,7 @@ def test_records_of_loggers_are_seen_whatever_handles_them(
         except ValueError:
             logger.exception("handled")
         logging.getLogger("lattice.execution").warning("ours")
+        logging.getLogger("deployments.task_replica").warning("the service's")
         logging.getLogger("ray.serve").warning("the engine's")
         logger.warning("bad %d", "argument")
     shown = capsys.readouterr().err
