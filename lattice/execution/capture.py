@@ -240,7 +240,12 @@ class _Teller:
         with _changing:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="lattice-logs", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    # There are too many threads. The report of the end makes up for it.
+                    self._thread = None
+                    self._due.pop(recorder, None)
 
     def _run(self) -> None:
         while True:
@@ -263,7 +268,8 @@ class _Teller:
 _FORMATTER = logging.Formatter("%(message)s")
 _teller = _Teller()
 _active: tuple[Recorder, ...] = ()
-_changing = threading.Lock()
+# Taken again by the thread that has it, as a recorder's.
+_changing = threading.RLock()
 #: Stands for nobody: what is printed is passed on only.
 _NOBODY = Recorder(0, lambda entries: None)
 _current: ContextVar[Recorder | None] = ContextVar("lattice_recorder", default=None)
@@ -295,9 +301,9 @@ def recording(limit: int, tell: Callable[[list[LogEntry]], None]) -> Iterator[Re
         return
     _install()
     token = _current.set(recorder)
-    with _changing:
-        _active = (*_active, recorder)
     try:
+        with _changing:
+            _active = (*_active, recorder)
         yield recorder
     finally:
         recorder.close()
@@ -399,7 +405,7 @@ def _forget_in_child() -> None:
     """A forked child has no thread that would tell, and perhaps a lock that nobody will release."""
     global _active, _changing
     _active = ()
-    _changing = threading.Lock()
+    _changing = threading.RLock()
     _current.set(None)
 
 

@@ -300,6 +300,43 @@ def test_an_attempt_that_is_interrupted_tells_at_once() -> None:
         assert [entry.text for entry in told] == ["last words\n"]
 
 
+def test_a_process_without_room_for_a_thread_only_tells_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The limit of threads is no error of who prints, and the next text tries again."""
+    monkeypatch.setattr(capture, "_teller", capture._Teller())
+    told = threading.Event()
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with recording(LIMIT, nobody) as recorder:
+            print("x")
+    assert texts(recorder) == [("stdout", "x\n")]
+    assert capture._teller._due == {}
+    with recording(LIMIT, lambda entries: told.set()):
+        print("y")
+        assert told.wait(LONG)
+
+
+def test_a_destructor_may_print_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the thread that runs it has just taken the lock that its text needs."""
+    # Of the test's own, so that it alone would fail.
+    monkeypatch.setattr(capture, "_changing", type(capture._changing)())
+    monkeypatch.setattr(capture, "_teller", capture._Teller())
+    done = threading.Event()
+
+    def work() -> None:
+        with recording(LIMIT, nobody), capture._changing:
+            print("in a destructor")
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert done.wait(LONG)
+
+
 def test_who_cannot_tell_does_not_disturb(caplog: pytest.LogCaptureFixture) -> None:
     """The next telling is tried, and the end has all."""
     tried = threading.Event()
