@@ -191,8 +191,11 @@ class Recorder:
 
     def flush(self) -> None:
         """Tells what is new: all of the beginning, of the rest the last."""
+        # Before the lock, which nobody may ever release in a forked child.
+        if self._closed:
+            return
         with self._lock:
-            if self._closed or self._told == self._printed:
+            if self._told == self._printed:
                 self._due = False
                 return
             entries = self._new()
@@ -404,9 +407,11 @@ def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
 def _forget_in_child() -> None:
     """A forked child has no thread that would tell, and perhaps a lock that nobody will release."""
     global _active, _changing
+    # In every context, so not by forgetting whose text it is.
+    for recorder in _active:
+        recorder.close()
     _active = ()
     _changing = threading.RLock()
-    _current.set(None)
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import io
 import itertools
 import logging
 import os
 import pickle
+import signal
 import sys
 import threading
 from typing import Any
@@ -214,9 +216,14 @@ def test_a_forked_child_records_nothing() -> None:
         holder = threading.Thread(target=hold)
         holder.start()
         assert locking.wait(LONG)
+        elsewhere = contextvars.copy_context()
+        elsewhere.run(capture._current.set, recorder)
         child = os.fork()
         if child == 0:
+            signal.alarm(int(LONG))
             print("in the child")
+            elsewhere.run(print, "in another coroutine of the child")
+            capture.flush()
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         done.set()
