@@ -19,10 +19,12 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+
+# The functions themselves, as tests in user code put their own into the module.
+from time import monotonic, time
 from typing import Any, TypeVar
 
 from lattice.ports.execution import LogEntry
@@ -52,7 +54,7 @@ class _Piece:
         self, offset: int, stream: str, data: bytes, level: str | None, logger: str | None
     ) -> None:
         self.offset = offset
-        self.time = time.time()
+        self.time = time()
         self.stream = stream
         self.level = level
         self.logger = logger
@@ -194,14 +196,17 @@ class Recorder:
         # Before the lock, which nobody may ever release in a forked child.
         if self._closed:
             return
-        with self._lock:
-            if self._told == self._printed:
+        try:
+            with self._lock:
                 self._due = False
-                return
-            entries = self._new()
-            self._told = self._printed
-            self._due = False
-        self._tell(entries)
+                if self._told == self._printed:
+                    return
+                entries = self._new()
+                self._told = self._printed
+            self._tell(entries)
+        except Exception:
+            # The report of the end makes up for what was not told.
+            _logger.warning("what a task printed could not be told", exc_info=True)
 
     def _new(self) -> list[LogEntry]:
         found: list[LogEntry] = []
@@ -238,7 +243,7 @@ class _Teller:
 
     def wait_for(self, recorder: Recorder, seconds: float) -> None:
         """Flushes `recorder` in so many seconds."""
-        self._due[recorder] = time.monotonic() + seconds
+        self._due[recorder] = monotonic() + seconds
         self._wake.set()
         with _changing:
             if self._thread is None:
@@ -255,15 +260,11 @@ class _Teller:
             self._wake.clear()
             # A copy that is made at once, as other threads add to it.
             due = self._due.copy()
-            now = time.monotonic()
+            now = monotonic()
             for recorder, at in due.items():
                 if at <= now:
                     del self._due[recorder]
-                    try:
-                        recorder.flush()
-                    except Exception:
-                        # The report of the end makes up for what was not told.
-                        _logger.warning("what a task printed could not be told", exc_info=True)
+                    recorder.flush()
             later = [at for at in due.values() if at > now]
             self._wake.wait(min(later) - now if later else None)
 

@@ -158,24 +158,31 @@ def decode_logs(frame: bytes) -> list[tuple[RunId, TaskLogged]]:
 
 
 def logs_before(entries: Sequence[LogEntry]) -> bytes:
-    """What goes before the frame of an attempt's end, to say what it has printed; nothing for nothing."""
+    """What goes before the frame of an attempt's end, to say what it has printed.
+
+    Nothing for nothing, and where it cannot be said, as the end counts more.
+    """
     if not entries:
         return b""
-    text = _encode([_entry(entry) for entry in entries]).encode()
+    try:
+        text = _encode([_entry(entry) for entry in entries]).encode()
+    except Exception:  # user code has put something into a record of a logger that is no text
+        return b""
     return b"".join((_WITH_LOGS, _LENGTH.pack(len(text)), text))
 
 
 def split_logs(frame: bytes) -> tuple[tuple[LogEntry, ...], bytes]:
-    """What was printed, and the frame of the end alone. Raises FrameError."""
+    """What was printed, if that is readable, and the frame of the end alone. Raises FrameError."""
     if not frame.startswith(_WITH_LOGS):
         return (), frame
+    start = len(_WITH_LOGS) + _LENGTH.size
+    end = start + int.from_bytes(frame[len(_WITH_LOGS) : start], "little")
+    if end > len(frame):
+        raise FrameError("the logs are cut off")
     try:
-        (length,) = _LENGTH.unpack_from(frame, len(_WITH_LOGS))
-        start = len(_WITH_LOGS) + _LENGTH.size
-        entries = _decode_entries(_decode(frame[start : start + length].decode()))
-    except Exception as error:
-        raise FrameError(repr(error)) from error
-    return entries, frame[start + length :]
+        return _decode_entries(_decode(frame[start:end].decode())), frame[end:]
+    except Exception:  # what is printed must not decide how the attempt has ended
+        return (), frame[end:]
 
 
 def encode_call(answer: tuple[bytes, bytes] | ErrorInfo | TooLarge) -> bytes:

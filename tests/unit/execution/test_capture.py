@@ -12,6 +12,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import cloudpickle
@@ -344,6 +345,37 @@ def test_a_destructor_may_print_at_any_moment(monkeypatch: pytest.MonkeyPatch) -
     assert done.wait(LONG)
 
 
+@pytest.mark.parametrize("wrong", [-5, None])
+def test_times_that_user_code_has_replaced_do_not_matter(
+    wrong: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tests with a time of their own do; what is told has the real one."""
+    monkeypatch.setattr(capture, "_teller", capture._Teller())
+    told = threading.Event()
+    before = time.time()
+    with monkeypatch.context() as patched:
+        for name in ("time", "monotonic"):
+            patched.setattr(time, name, lambda: wrong)
+        with recording(LIMIT, lambda entries: told.set()) as recorder:
+            print("x")
+            assert told.wait(LONG)
+    (entry,) = recorder.kept()
+    assert before <= entry.time <= time.time()
+    assert wire.split_logs(wire.logs_before([entry]) + b"frame")[1] == b"frame"
+
+
+def test_last_words_that_cannot_be_told_disturb_nobody() -> None:
+    """They are told on the way to the report of an attempt's end, which counts more."""
+
+    def fail(entries: list[LogEntry]) -> None:
+        raise TypeError("user code has damaged the process")
+
+    with recording(LIMIT, fail) as recorder:
+        print("x")
+        capture.flush()
+    assert texts(recorder) == [("stdout", "x\n")]
+
+
 def test_who_cannot_tell_does_not_disturb(caplog: pytest.LogCaptureFixture) -> None:
     """The next telling is tried, and the end has all."""
     tried = threading.Event()
@@ -394,5 +426,15 @@ def test_what_is_forged_is_refused(entry: LogEntry) -> None:
     """What no column could hold and no page could show must not get as far as the journal."""
     with pytest.raises(wire.FrameError):
         wire.decode_logs(wire.encode_logs([(RunId("r"), TaskId("a"), 1)], [entry]))
-    with pytest.raises(wire.FrameError):
-        wire.split_logs(wire.logs_before([entry]) + b"frame")
+    assert wire.split_logs(wire.logs_before([entry]) + b"frame") == ((), b"frame")
+
+
+def test_no_log_decides_the_end_of_an_attempt() -> None:
+    """What cannot be told is not told; only where the end itself cannot be found, there is none."""
+    unknown: Any = object()
+    assert wire.logs_before([LogEntry(0, 1.0, "log", "x", unknown, "mine")]) == b""
+    logs = wire.logs_before(ENTRIES)
+    assert wire.split_logs(logs.replace(b"[", b"{") + b"frame") == ((), b"frame")
+    for broken in (logs[:6], logs[:-1]):
+        with pytest.raises(wire.FrameError):
+            wire.split_logs(broken)
