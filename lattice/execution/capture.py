@@ -8,7 +8,7 @@ bypasses `sys.stdout` (child processes, C code, `sys.stdout.buffer`) is only pas
 
 A record is bounded: the beginning stays, and of the rest the end. What is there is told from time to time by
 one small thread, so that something is known of an attempt that is killed; the report of its end repeats all.
-An attempt that prints nothing costs two assignments, and no message.
+An attempt that prints nothing costs a recorder, a few microseconds, and no message.
 """
 
 from __future__ import annotations
