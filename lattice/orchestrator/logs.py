@@ -40,7 +40,7 @@ class _Attempt:
     """What is known of what an attempt has printed.
 
     Attributes:
-        room: bytes that the beginning may still grow by.
+        room: bytes that the beginning, which has no gaps, may still grow by.
         seen: the offset of the last entry that was taken, and where it ended.
         stored: where the beginning ends, which is in the store.
         tail: what comes after it.
@@ -82,7 +82,7 @@ class TaskLogs:
         if fresh:
             attempt.seen, attempt.seen_end = fresh[-1].offset, fresh[-1].end
         if logged.final:
-            # All of the end; what was told of it before has gaps.
+            # All of the end, and what was lost of the beginning; what was told of it before has gaps.
             attempt.tail.clear()
             attempt.tail_cost = 0
             kept = [entry for entry in entries if entry.offset >= attempt.stored]
@@ -91,7 +91,7 @@ class TaskLogs:
         beginning = []
         for entry in kept:
             cost = entry.size + LogEntry.OVERHEAD
-            if attempt.room > 0:
+            if attempt.room > 0 and entry.offset == attempt.stored:
                 attempt.room -= cost
                 attempt.stored = entry.end
                 beginning.append(entry)

@@ -119,6 +119,35 @@ async def test_the_end_of_an_attempt_fills_the_gaps_of_what_was_told(world: Worl
     assert found[-25:] == [(offset, text, 0) for offset, text in whole[-25:]]
 
 
+async def test_a_note_that_is_lost_is_made_up_for_at_the_end(world: World) -> None:
+    """Also one of the beginning, which is stored as it comes."""
+    run_id = await start(world)
+    say(world, run_id, (0, "one\n"))
+    say(world, run_id, (8, "three\n"))
+    assert await logs(world, run_id) == [(0, "one\n", 0), (8, "three\n", 4)]
+    say(world, run_id, (0, "one\n"), (4, "two\n"), (8, "three\n"), final=True)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    assert await logs(world, run_id) == [(0, "one\n", 0), (4, "two\n", 0), (8, "three\n", 0)]
+
+
+async def test_of_a_batch_that_keeps_less_there_is_one_gap(world: World) -> None:
+    """Its calls tell parts of the end while the orchestrator still has room for a beginning."""
+    run_id = await start(world)
+    beginning = [(0, "one\n"), (4, "two\n")]
+    say(world, run_id, *beginning)
+    for offset in range(100, 200, 10):
+        say(world, run_id, (offset, "part\n"))
+    end = [(190, "part\n"), (195, "last\n")]
+    say(world, run_id, *beginning, *end, final=True)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    assert await logs(world, run_id) == [
+        (0, "one\n", 0),
+        (4, "two\n", 0),
+        (190, "part\n", 182),
+        (195, "last\n", 0),
+    ]
+
+
 async def test_only_attempts_that_run_are_heard(world: World) -> None:
     """Not those of before, of other runs, or of tasks that there are not."""
     run_id = await start(world)
@@ -152,8 +181,8 @@ async def test_an_attempt_that_begins_anew_after_a_crash(world: World) -> None:
     await world.orchestrator._parts.journal.barrier()
     await world.restart()
     say(world, run_id, (0, "again\n"), (6, "more\n"), (11, "and more\n"), attempt=1)
-    say(world, run_id, (0, "again\n"), attempt=2)
-    assert [text for _, text, _ in await logs(world, run_id)][-1] in ("and more\n", "again\n")
+    say(world, run_id, (0, "unknown\n"), attempt=2)
+    assert await logs(world, run_id) == [(0, "again\n", 0), (6, "more\n", 0), (11, "and more\n", 0)]
 
 
 async def test_listeners_get_messages_and_logs_in_order(world: World) -> None:
@@ -238,15 +267,16 @@ async def test_pages(world: World) -> None:
     """Of whole parts; what was cut is right across them."""
     run_id = await start(world)
     for number in range(120):
-        say(world, run_id, (number * 20, "ten chars\n"))
+        say(world, run_id, (number * 10, "ten chars\n"))
+    say(world, run_id, (1207, "end\n"))
     first: Any = await world.orchestrator.task_logs(run_id, A)
     assert len(first["logs"]) == 50
     found = await logs(world, run_id)
-    assert [offset for offset, _, _ in found] == [number * 20 for number in range(120)]
-    assert [cut for _, _, cut in found] == [0] + [10] * 119
+    assert [offset for offset, _, _ in found] == [*range(0, 1200, 10), 1207]
+    assert [cut for _, _, cut in found] == [0] * 120 + [7]
     world.dispatcher.fail(run_id, A)
     assert await logs(world, run_id, attempt=2) == []
-    assert len(await logs(world, run_id, attempt=1)) == 120
+    assert await logs(world, run_id, attempt=1) == found
 
 
 async def test_what_is_not_there(world: World) -> None:
