@@ -104,7 +104,9 @@ class TaskLogs:
             attempt.tail.clear()
         while attempt.tail_cost > self._half and len(attempt.tail) > 1:
             attempt.tail_cost -= attempt.tail.popleft().size + LogEntry.OVERHEAD
-        if beginning or (fresh and self._feed.is_heard(run_id)):
+        # Of what needs no place in the store, nothing waits for a database that is away.
+        heard = self._journal.outage is None and self._feed.is_heard(run_id)
+        if beginning or (fresh and heard):
             # In the order of the run's messages, which are told when they are durable.
             self._journal.append([*_writes(key, beginning)], lambda: self._tell(key, fresh, before))
 
