@@ -11,9 +11,9 @@ still under way. That is shorter than what housekeeping waits before it looks fo
 
 from __future__ import annotations
 
+import functools
 import json
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lattice.ids import RunId, TaskId
@@ -44,16 +44,16 @@ class _Attempt:
         seen: the offset of the last entry that was taken, and where it ended.
         stored: where the beginning ends, which is in the store.
         tail: what comes after it.
-        until: when it has nothing to say any more, if it was cancelled.
+        remember: prevents that it is soon forgotten, as it will be if it was cancelled.
     """
 
     room: int
     seen: int = -1
     seen_end: int = 0
     stored: int = 0
-    tail: deque[LogEntry] = field(default_factory=deque)
+    tail: list[LogEntry] = field(default_factory=list)
     tail_cost: int = 0
-    until: float | None = None
+    remember: Callable[[], None] | None = None
 
 
 class TaskLogs:
@@ -65,12 +65,10 @@ class TaskLogs:
         self._clock = clock
         self._half = limit // 2
         self._attempts: dict[Key, _Attempt] = {}
-        self._cancelled: deque[tuple[float, Key]] = deque()
 
     def take(self, run_id: RunId, logged: TaskLogged, *, running: bool) -> None:
         """Takes what is new in a report. `running`: the attempt is under way."""
         key = run_id, logged.task_id, logged.attempt
-        self._forget_cancelled()
         attempt = self._attempts.get(key)
         if attempt is None:
             if not running or self._half <= 0:
@@ -98,12 +96,16 @@ class TaskLogs:
             else:
                 attempt.tail.append(entry)
                 attempt.tail_cost += cost
-        if attempt.until is not None:
+        if attempt.remember is not None:
             # There will be no end to store it at.
             beginning += attempt.tail
             attempt.tail.clear()
-        while attempt.tail_cost > self._half and len(attempt.tail) > 1:
-            attempt.tail_cost -= attempt.tail.popleft().size + LogEntry.OVERHEAD
+            attempt.tail_cost = 0
+        dropped = 0
+        while attempt.tail_cost > self._half and dropped < len(attempt.tail) - 1:
+            attempt.tail_cost -= attempt.tail[dropped].size + LogEntry.OVERHEAD
+            dropped += 1
+        del attempt.tail[:dropped]
         # Of what needs no place in the store, nothing waits for a database that is away.
         heard = self._journal.outage is None and self._feed.is_heard(run_id)
         if beginning or (fresh and heard):
@@ -119,27 +121,26 @@ class TaskLogs:
         """An attempt has ended: stores what is held of it."""
         key = run_id, task_id, attempt
         found = self._attempts.pop(key, None)
-        if found is not None and found.tail:
+        if found is None:
+            return
+        if found.remember is not None:
+            found.remember()
+        if found.tail:
             self._journal.append([*_writes(key, found.tail)])
 
     def cancelled(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """An attempt is being ended, and may have something to say yet."""
         if self._half <= 0:
             return
-        self._forget_cancelled()
         key = run_id, task_id, attempt
         found = self._attempts.setdefault(key, _Attempt(self._half))
         if found.tail:
             self._journal.append([*_writes(key, found.tail)])
             found.tail.clear()
             found.tail_cost = 0
-        found.until = self._clock.now() + _LAST_WORDS
-        self._cancelled.append((found.until, key))
-
-    def _forget_cancelled(self) -> None:
-        now = self._clock.now()
-        while self._cancelled and self._cancelled[0][0] <= now:
-            self._attempts.pop(self._cancelled.popleft()[1], None)
+        found.remember = self._clock.call_later(
+            _LAST_WORDS, functools.partial(self._attempts.pop, key, None)
+        )
 
     def stop(self) -> None:
         """Stores what is held."""

@@ -170,8 +170,33 @@ async def test_a_cancelled_attempt_has_a_moment_for_its_last_words(world: World)
     say(world, run_id, (7, "last words\n"))
     assert await logs(world, run_id) == [(0, "before\n", 0), (7, "last words\n", 0)]
     world.clock.advance(5.0)
+    # In memory nothing is left either, though nobody asks.
+    assert world.orchestrator._parts.runs._logs._attempts == {}
     say(world, run_id, (18, "too late\n"))
     assert len(await logs(world, run_id)) == 2
+
+
+async def test_last_words_are_under_way_until_the_end_of_the_service(world: World) -> None:
+    """No timer stays behind."""
+    run_id = await start(world)
+    await world.orchestrator.cancel_run(run_id)
+    say(world, run_id, (0, "last words\n"))
+    await world.orchestrator.close()
+    assert world.clock.armed == 0
+
+
+async def test_much_that_is_said_after_a_cancellation_is_bounded(world: World) -> None:
+    """What was stored of the tail does not count for what comes then."""
+    run_id = await start(world)
+    for number in range(50):
+        say(world, run_id, (number * 1000, "x" * 1000))
+    say(world, run_id, (50_000, "end\n"), final=True)
+    attempt = world.orchestrator._parts.runs._logs._attempts[run_id, A, 1]
+    assert attempt.tail_cost == sum(entry.size + LogEntry.OVERHEAD for entry in attempt.tail)
+    await world.orchestrator.cancel_run(run_id)
+    for number in range(60, 160):
+        say(world, run_id, (number * 1000, "x" * 1000))
+        assert attempt.tail_cost == 0
 
 
 async def test_an_attempt_that_begins_anew_after_a_crash(world: World) -> None:
