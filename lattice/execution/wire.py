@@ -141,7 +141,7 @@ def encode_logs(
     attempts: Sequence[tuple[RunId, TaskId, int]], entries: Sequence[LogEntry]
 ) -> bytes:
     """The note that attempts, which share a batch if they are many, have printed something."""
-    return _frame([attempts, [_entry(entry) for entry in entries]])
+    return _frame([attempts, [entry.fields() for entry in entries]])
 
 
 def decode_logs(frame: bytes) -> list[tuple[RunId, TaskLogged]]:
@@ -165,7 +165,7 @@ def logs_before(entries: Sequence[LogEntry]) -> bytes:
     if not entries:
         return b""
     try:
-        text = _encode([_entry(entry) for entry in entries]).encode()
+        text = _encode([entry.fields() for entry in entries]).encode()
     except Exception:  # user code has put something into a record of a logger that is no text
         return b""
     return b"".join((_WITH_LOGS, _LENGTH.pack(len(text)), text))
@@ -260,11 +260,6 @@ def _placement(placement: Placement) -> list[object]:
             round(placement.batching, 6),
         ]
     return where
-
-
-def _entry(entry: LogEntry) -> list[object]:
-    time = round(entry.time, 6)
-    return [entry.offset, time, entry.stream, entry.text, entry.level, entry.logger]
 
 
 def _decode_entries(found: list[Any]) -> tuple[LogEntry, ...]:

@@ -33,6 +33,8 @@ _ROW = 64 * 1024
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 Key = tuple[RunId, TaskId, int]
+#: Entries of an attempt, at least one.
+Part = tuple[TaskId, int, Sequence[LogEntry]]
 
 
 @dataclass(slots=True)
@@ -88,14 +90,13 @@ class TaskLogs:
             kept = fresh
         beginning = []
         for entry in kept:
-            cost = entry.size + LogEntry.OVERHEAD
             if attempt.room > 0 and entry.offset == attempt.stored:
-                attempt.room -= cost
+                attempt.room -= entry.cost
                 attempt.stored = entry.end
                 beginning.append(entry)
             else:
                 attempt.tail.append(entry)
-                attempt.tail_cost += cost
+                attempt.tail_cost += entry.cost
         if attempt.remember is not None:
             # There will be no end to store it at.
             beginning += attempt.tail
@@ -103,7 +104,7 @@ class TaskLogs:
             attempt.tail_cost = 0
         dropped = 0
         while attempt.tail_cost > self._half and dropped < len(attempt.tail) - 1:
-            attempt.tail_cost -= attempt.tail[dropped].size + LogEntry.OVERHEAD
+            attempt.tail_cost -= attempt.tail[dropped].cost
             dropped += 1
         del attempt.tail[:dropped]
         # Of what needs no place in the store, nothing waits for a database that is away.
@@ -138,22 +139,22 @@ class TaskLogs:
             self._journal.append([*_writes(key, found.tail)])
             found.tail.clear()
             found.tail_cost = 0
-        found.remember = self._clock.call_later(
-            _LAST_WORDS, functools.partial(self._attempts.pop, key, None)
-        )
+        found.remember = self._clock.call_later(_LAST_WORDS, functools.partial(self._forget, key))
+
+    def _forget(self, key: Key) -> None:
+        self._attempts.pop(key, None)
 
     def stop(self) -> None:
         """Stores what is held."""
         for key in [*self._attempts]:
             self.end(*key)
 
-    def held(self, run_id: RunId, task_id: TaskId | None = None) -> list[LogRecord]:
+    def held(self, run_id: RunId, task_id: TaskId | None = None) -> list[Part]:
         """What is not stored yet of a run, or of one of its tasks."""
         return [
-            LogRecord(each, attempt, write.position, write.document)
+            (each, attempt, [*found.tail])
             for (run, each, attempt), found in self._attempts.items()
-            if run == run_id and task_id in (None, each)
-            for write in _writes((run, each, attempt), found.tail)
+            if run == run_id and task_id in (None, each) and found.tail
         ]
 
 
@@ -177,12 +178,13 @@ def _writes(key: Key, entries: Iterable[LogEntry]) -> Iterator[PutLog]:
 
 
 def _document(entries: Sequence[LogEntry]) -> str:
-    return _encode([[e.offset, e.time, e.stream, e.text, e.level, e.logger] for e in entries])
+    return _encode([entry.fields() for entry in entries])
 
 
-def entries_of(record: LogRecord) -> list[LogEntry]:
-    """The entries of a row."""
-    return [LogEntry(*fields) for fields in json.loads(record.document)]
+def stored(record: LogRecord) -> Part:
+    """What a row holds."""
+    entries = [LogEntry(*fields) for fields in json.loads(record.document)]
+    return record.task_id, record.attempt, entries
 
 
 def described(attempt: int, entry: LogEntry, cut: int) -> dict[str, object]:
