@@ -199,7 +199,9 @@ class Reading:
         while True:
             found = await asyncio.to_thread(self._store.load_logs, run_id, _LOG_PAGE, after=after)
             last = len(found) < _LOG_PAGE
-            for printed in _messages(run_id, found, held if last else (), ends):
+            for printed in await asyncio.to_thread(
+                _messages, run_id, found, held if last else (), ends
+            ):
                 yield printed
             if last:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 
 from lattice.errors import InvalidRequestError, RunNotFoundError, TaskNotFoundError
 from lattice.ids import RunId, TaskId
-from lattice.orchestrator import Retention
+from lattice.orchestrator import Retention, reading
 from lattice.orchestrator.housekeeping import Housekeeping
+from lattice.orchestrator.logs import Part, stored
 from lattice.ports.execution import LogEntry, TaskLogged
 from lattice.ports.service import LogMessages
+from lattice.ports.store import LogRecord
 from tests.unit.orchestrator.world import LIMITS, World
 
 pytestmark = pytest.mark.anyio
@@ -286,6 +289,25 @@ async def test_a_slow_listener_is_bounded(world: World) -> None:
     assert isinstance(first, LogMessages)
     assert first.texts[0][0] > 0
     await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+
+async def test_logs_are_not_read_on_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of them may be megabytes."""
+    run_id = await start(world)
+    say(world, run_id, (0, "x"))
+    threads: list[threading.Thread] = []
+
+    def spy(record: LogRecord) -> Part:
+        threads.append(threading.current_thread())
+        return stored(record)
+
+    monkeypatch.setattr(reading, "stored", spy)
+    following = aiter(world.orchestrator.follow(run_id, None, 0, logs=True))
+    assert isinstance(await anext(following), LogMessages)
+    assert await logs(world, run_id) == [(0, "x", 0)]
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+    await following.aclose()  # type: ignore[attr-defined]  # it is a generator
 
 
 async def test_pages(world: World) -> None:
