@@ -43,7 +43,7 @@ _decode = json.JSONDecoder().decode
 
 
 class FrameError(Exception):
-    """Bytes that are no frame: user code has damaged its process."""
+    """Bytes that are no frame: user code has damaged its process. What they are is not repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def decode_end(frame: bytes) -> End:
         }
         return TaskSucceeded(task_id, attempt, at, placement, header["result"], values)
     except Exception as error:
-        raise FrameError(repr(error)) from error
+        raise FrameError(type(error).__name__) from error
 
 
 def encode_start(run_id: RunId, started: TaskStarted) -> bytes:
@@ -134,7 +134,7 @@ def decode_start(frame: bytes) -> tuple[RunId, TaskStarted]:
         run_id, task_id, attempt, *placement = header
         return RunId(run_id), TaskStarted(TaskId(task_id), attempt, Placement(*placement))
     except Exception as error:
-        raise FrameError(repr(error)) from error
+        raise FrameError(type(error).__name__) from error
 
 
 def encode_logs(
@@ -154,7 +154,7 @@ def decode_logs(frame: bytes) -> list[tuple[RunId, TaskLogged]]:
             for run_id, task_id, attempt in attempts
         ]
     except Exception as error:
-        raise FrameError(repr(error)) from error
+        raise FrameError(type(error).__name__) from error
 
 
 def logs_before(entries: Sequence[LogEntry]) -> bytes:
@@ -205,7 +205,7 @@ def decode_call(frame: bytes) -> CallResult | UserCodeError | TooLarge:
         text, pickled = blobs
         return CallResult(_decode(text.decode()), pickled)
     except Exception as error:
-        raise FrameError(repr(error)) from error
+        raise FrameError(type(error).__name__) from error
 
 
 def encode_rendering(rendering: Rendering) -> bytes:
@@ -232,7 +232,7 @@ def decode_rendering(frame: bytes) -> Rendering:
         (text,) = blobs
         return text
     except Exception as error:
-        raise FrameError(repr(error)) from error
+        raise FrameError(type(error).__name__) from error
 
 
 def error_text(error: ErrorInfo) -> str:
