@@ -21,10 +21,13 @@ async def test_a_stream_that_only_repeats_logs_is_given_up(service: ScriptedServ
     run = service.runs["r1"] = ScriptedRun(printed=[printed], reachable=False)
     policy = StreamPolicy(patience=0.5, first_delay=0.01, max_delay=10.0)
     found: list[Group] = []
+
+    async def follow() -> None:
+        async for group in follow_run(service, RunId("r1"), None, 0, policy, logs=True):
+            found.append(group)
+
     with pytest.raises(UnavailableError):
-        async with asyncio.timeout(20):
-            async for group in follow_run(service, RunId("r1"), None, 0, policy, logs=True):
-                found.append(group)
+        await asyncio.wait_for(follow(), 20)
     assert found == [[(None, "a log")]]
     # The wait is doubled each time: the sixth would end after 0.63 s.
     assert len(run.opened_after) <= 6
