@@ -32,9 +32,10 @@ _LENGTH = struct.Struct("<I")
 _WITH_LOGS = b"\xff\xff\xff\xff"
 _ERROR = re.compile(r"\[lattice-error:([A-Za-z0-9+/=]+)\]")
 
-#: Longest name of a level or a logger; largest offset and latest time of an entry.
+#: More than anything prints; what JavaScript counts up to.
+MAX_OFFSET = 2**53
+#: Longest name of a level or a logger; latest time of an entry.
 _MAX_NAME = 200
-_MAX_OFFSET = 2**60
 _MAX_TIME = 2.5e11
 
 # Made here, so that user code that replaces functions of `json` in its process does not matter.
@@ -276,7 +277,7 @@ def _decode_entries(found: list[Any]) -> tuple[LogEntry, ...]:
         for offset, time, stream, text, level, logger in found
     )
     for entry in entries:
-        in_bounds = 0 <= entry.offset < _MAX_OFFSET and 0 <= entry.time < _MAX_TIME
+        in_bounds = 0 <= entry.offset < MAX_OFFSET and 0 <= entry.time < _MAX_TIME
         if not in_bounds or not entry.text or entry.stream not in LogEntry.STREAMS:
             raise ValueError("an entry of a log")
     return entries

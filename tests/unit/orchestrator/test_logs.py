@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lattice.errors import InvalidRequestError, RunNotFoundError, TaskNotFoundError
+from lattice.execution import wire
 from lattice.ids import RunId, TaskId
 from lattice.orchestrator import Retention, reading
 from lattice.orchestrator.housekeeping import Housekeeping
@@ -324,6 +325,14 @@ async def test_pages(world: World) -> None:
     world.dispatcher.fail(run_id, A)
     assert await logs(world, run_id, attempt=2) == []
     assert await logs(world, run_id, attempt=1) == found
+
+
+async def test_any_page_that_is_named_can_be_asked_for(world: World) -> None:
+    """Wherever an entry that a worker may report begins and ends."""
+    run_id = await start(world)
+    last = LogEntry(wire.MAX_OFFSET - 1, 5.0, "stdout", "x" * HALF)
+    assert wire.split_logs(wire.logs_before([last])) == ((last,), b"")
+    assert await logs(world, run_id, after=f"1.{last.offset}.{last.end}") == []
 
 
 async def test_what_is_not_there(world: World) -> None:
