@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lattice.api.models.schemas import LogEntry
     from lattice.client.client import LatticeClient
     from lattice.client.errors import (
         ConnectionFailedError,
@@ -47,6 +48,7 @@ __all__ = [
     "LangGraphClient",
     "LatticeClient",
     "LatticeError",
+    "LogEntry",
     "RemoteError",
     "Run",
     "RunCancelledError",
@@ -64,6 +66,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "api.models.schemas": ("LogEntry",),
     "client.client": ("LatticeClient",),
     "client.errors": (
         "ConnectionFailedError",

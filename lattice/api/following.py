@@ -75,15 +75,17 @@ async def follow_run(
         stream = service.follow(run_id, workflow_id, after, logs=logs)
         try:
             async for texts in stream:
-                lost_since, delay = None, policy.first_delay
+                group: Group
                 if isinstance(texts, LogMessages):
                     # A stream that is opened again tells all that is kept once more.
                     new = texts.unseen(told)
-                    if new is not None:
-                        yield [(None, text) for _, text in new.texts]
-                    continue
-                group: Group = [*enumerate(texts, after + 1)]
-                after += len(group)
+                    if new is None:
+                        continue
+                    group = [(None, text) for _, text in new.texts]
+                else:
+                    group = [*enumerate(texts, after + 1)]
+                    after += len(group)
+                lost_since, delay = None, policy.first_delay
                 yield group
             return
         except UnavailableError:

@@ -32,9 +32,10 @@ _LENGTH = struct.Struct("<I")
 _WITH_LOGS = b"\xff\xff\xff\xff"
 _ERROR = re.compile(r"\[lattice-error:([A-Za-z0-9+/=]+)\]")
 
-#: Longest name of a level or a logger; largest offset and latest time of an entry.
+#: More than anything prints; what JavaScript counts up to.
+MAX_OFFSET = 2**53
+#: Longest name of a level or a logger; latest time of an entry.
 _MAX_NAME = 200
-_MAX_OFFSET = 2**60
 _MAX_TIME = 2.5e11
 
 # Made here, so that user code that replaces functions of `json` in its process does not matter.
@@ -43,7 +44,7 @@ _decode = json.JSONDecoder().decode
 
 
 class FrameError(Exception):
-    """Bytes that are no frame: user code has damaged its process."""
+    """Bytes that are no frame: user code has damaged its process. What they are is not repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def decode_end(frame: bytes) -> End:
         }
         return TaskSucceeded(task_id, attempt, at, placement, header["result"], values)
     except Exception as error:
-        raise FrameError(repr(error)) from error
+        raise FrameError(type(error).__name__) from error
 
 
 def encode_start(run_id: RunId, started: TaskStarted) -> bytes:
@@ -134,14 +135,14 @@ def decode_start(frame: bytes) -> tuple[RunId, TaskStarted]:
         run_id, task_id, attempt, *placement = header
         return RunId(run_id), TaskStarted(TaskId(task_id), attempt, Placement(*placement))
     except Exception as error:
-        raise FrameError(repr(error)) from error
+        raise FrameError(type(error).__name__) from error
 
 
 def encode_logs(
     attempts: Sequence[tuple[RunId, TaskId, int]], entries: Sequence[LogEntry]
 ) -> bytes:
     """The note that attempts, which share a batch if they are many, have printed something."""
-    return _frame([attempts, [_entry(entry) for entry in entries]])
+    return _frame([attempts, [entry.fields() for entry in entries]])
 
 
 def decode_logs(frame: bytes) -> list[tuple[RunId, TaskLogged]]:
@@ -154,28 +155,35 @@ def decode_logs(frame: bytes) -> list[tuple[RunId, TaskLogged]]:
             for run_id, task_id, attempt in attempts
         ]
     except Exception as error:
-        raise FrameError(repr(error)) from error
+        raise FrameError(type(error).__name__) from error
 
 
 def logs_before(entries: Sequence[LogEntry]) -> bytes:
-    """What goes before the frame of an attempt's end, to say what it has printed; nothing for nothing."""
+    """What goes before the frame of an attempt's end, to say what it has printed.
+
+    Nothing for nothing, and where it cannot be said, as the end counts more.
+    """
     if not entries:
         return b""
-    text = _encode([_entry(entry) for entry in entries]).encode()
+    try:
+        text = _encode([entry.fields() for entry in entries]).encode()
+    except Exception:  # user code has put something into a record of a logger that is no text
+        return b""
     return b"".join((_WITH_LOGS, _LENGTH.pack(len(text)), text))
 
 
 def split_logs(frame: bytes) -> tuple[tuple[LogEntry, ...], bytes]:
-    """What was printed, and the frame of the end alone. Raises FrameError."""
+    """What was printed, if that is readable, and the frame of the end alone. Raises FrameError."""
     if not frame.startswith(_WITH_LOGS):
         return (), frame
+    start = len(_WITH_LOGS) + _LENGTH.size
+    end = start + int.from_bytes(frame[len(_WITH_LOGS) : start], "little")
+    if end > len(frame):
+        raise FrameError("the logs are cut off")
     try:
-        (length,) = _LENGTH.unpack_from(frame, len(_WITH_LOGS))
-        start = len(_WITH_LOGS) + _LENGTH.size
-        entries = _decode_entries(_decode(frame[start : start + length].decode()))
-    except Exception as error:
-        raise FrameError(repr(error)) from error
-    return entries, frame[start + length :]
+        return _decode_entries(_decode(frame[start:end].decode())), frame[end:]
+    except Exception:  # what is printed must not decide how the attempt has ended
+        return (), frame[end:]
 
 
 def encode_call(answer: tuple[bytes, bytes] | ErrorInfo | TooLarge) -> bytes:
@@ -198,7 +206,7 @@ def decode_call(frame: bytes) -> CallResult | UserCodeError | TooLarge:
         text, pickled = blobs
         return CallResult(_decode(text.decode()), pickled)
     except Exception as error:
-        raise FrameError(repr(error)) from error
+        raise FrameError(type(error).__name__) from error
 
 
 def encode_rendering(rendering: Rendering) -> bytes:
@@ -225,7 +233,7 @@ def decode_rendering(frame: bytes) -> Rendering:
         (text,) = blobs
         return text
     except Exception as error:
-        raise FrameError(repr(error)) from error
+        raise FrameError(type(error).__name__) from error
 
 
 def error_text(error: ErrorInfo) -> str:
@@ -255,11 +263,6 @@ def _placement(placement: Placement) -> list[object]:
     return where
 
 
-def _entry(entry: LogEntry) -> list[object]:
-    time = round(entry.time, 6)
-    return [entry.offset, time, entry.stream, entry.text, entry.level, entry.logger]
-
-
 def _decode_entries(found: list[Any]) -> tuple[LogEntry, ...]:
     """Entries that can be stored and shown, whatever user code has forged."""
     entries = tuple(
@@ -274,7 +277,7 @@ def _decode_entries(found: list[Any]) -> tuple[LogEntry, ...]:
         for offset, time, stream, text, level, logger in found
     )
     for entry in entries:
-        in_bounds = 0 <= entry.offset < _MAX_OFFSET and 0 <= entry.time < _MAX_TIME
+        in_bounds = 0 <= entry.offset < MAX_OFFSET and 0 <= entry.time < _MAX_TIME
         if not in_bounds or not entry.text or entry.stream not in LogEntry.STREAMS:
             raise ValueError("an entry of a log")
     return entries

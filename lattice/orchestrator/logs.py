@@ -11,9 +11,9 @@ still under way. That is shorter than what housekeeping waits before it looks fo
 
 from __future__ import annotations
 
+import functools
 import json
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lattice.ids import RunId, TaskId
@@ -33,6 +33,8 @@ _ROW = 64 * 1024
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 Key = tuple[RunId, TaskId, int]
+#: Entries of an attempt, at least one.
+Part = tuple[TaskId, int, Sequence[LogEntry]]
 
 
 @dataclass(slots=True)
@@ -40,20 +42,20 @@ class _Attempt:
     """What is known of what an attempt has printed.
 
     Attributes:
-        room: bytes that the beginning may still grow by.
+        room: bytes that the beginning, which has no gaps, may still grow by.
         seen: the offset of the last entry that was taken, and where it ended.
         stored: where the beginning ends, which is in the store.
         tail: what comes after it.
-        until: when it has nothing to say any more, if it was cancelled.
+        remember: prevents that it is soon forgotten, as it will be if it was cancelled.
     """
 
     room: int
     seen: int = -1
     seen_end: int = 0
     stored: int = 0
-    tail: deque[LogEntry] = field(default_factory=deque)
+    tail: list[LogEntry] = field(default_factory=list)
     tail_cost: int = 0
-    until: float | None = None
+    remember: Callable[[], None] | None = None
 
 
 class TaskLogs:
@@ -65,12 +67,10 @@ class TaskLogs:
         self._clock = clock
         self._half = limit // 2
         self._attempts: dict[Key, _Attempt] = {}
-        self._cancelled: deque[tuple[float, Key]] = deque()
 
     def take(self, run_id: RunId, logged: TaskLogged, *, running: bool) -> None:
         """Takes what is new in a report. `running`: the attempt is under way."""
         key = run_id, logged.task_id, logged.attempt
-        self._forget_cancelled()
         attempt = self._attempts.get(key)
         if attempt is None:
             if not running or self._half <= 0:
@@ -82,7 +82,7 @@ class TaskLogs:
         if fresh:
             attempt.seen, attempt.seen_end = fresh[-1].offset, fresh[-1].end
         if logged.final:
-            # All of the end; what was told of it before has gaps.
+            # All of the end, and what was lost of the beginning; what was told of it before has gaps.
             attempt.tail.clear()
             attempt.tail_cost = 0
             kept = [entry for entry in entries if entry.offset >= attempt.stored]
@@ -90,21 +90,26 @@ class TaskLogs:
             kept = fresh
         beginning = []
         for entry in kept:
-            cost = entry.size + LogEntry.OVERHEAD
-            if attempt.room > 0:
-                attempt.room -= cost
+            if attempt.room > 0 and entry.offset == attempt.stored:
+                attempt.room -= entry.cost
                 attempt.stored = entry.end
                 beginning.append(entry)
             else:
                 attempt.tail.append(entry)
-                attempt.tail_cost += cost
-        if attempt.until is not None:
+                attempt.tail_cost += entry.cost
+        if attempt.remember is not None:
             # There will be no end to store it at.
             beginning += attempt.tail
             attempt.tail.clear()
-        while attempt.tail_cost > self._half and len(attempt.tail) > 1:
-            attempt.tail_cost -= attempt.tail.popleft().size + LogEntry.OVERHEAD
-        if beginning or (fresh and self._feed.is_heard(run_id)):
+            attempt.tail_cost = 0
+        dropped = 0
+        while attempt.tail_cost > self._half and dropped < len(attempt.tail) - 1:
+            attempt.tail_cost -= attempt.tail[dropped].cost
+            dropped += 1
+        del attempt.tail[:dropped]
+        # Of what needs no place in the store, nothing waits for a database that is away.
+        heard = self._journal.outage is None and self._feed.is_heard(run_id)
+        if beginning or (fresh and heard):
             # In the order of the run's messages, which are told when they are durable.
             self._journal.append([*_writes(key, beginning)], lambda: self._tell(key, fresh, before))
 
@@ -117,40 +122,39 @@ class TaskLogs:
         """An attempt has ended: stores what is held of it."""
         key = run_id, task_id, attempt
         found = self._attempts.pop(key, None)
-        if found is not None and found.tail:
+        if found is None:
+            return
+        if found.remember is not None:
+            found.remember()
+        if found.tail:
             self._journal.append([*_writes(key, found.tail)])
 
     def cancelled(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """An attempt is being ended, and may have something to say yet."""
         if self._half <= 0:
             return
-        self._forget_cancelled()
         key = run_id, task_id, attempt
         found = self._attempts.setdefault(key, _Attempt(self._half))
         if found.tail:
             self._journal.append([*_writes(key, found.tail)])
             found.tail.clear()
             found.tail_cost = 0
-        found.until = self._clock.now() + _LAST_WORDS
-        self._cancelled.append((found.until, key))
+        found.remember = self._clock.call_later(_LAST_WORDS, functools.partial(self._forget, key))
 
-    def _forget_cancelled(self) -> None:
-        now = self._clock.now()
-        while self._cancelled and self._cancelled[0][0] <= now:
-            self._attempts.pop(self._cancelled.popleft()[1], None)
+    def _forget(self, key: Key) -> None:
+        self._attempts.pop(key, None)
 
     def stop(self) -> None:
         """Stores what is held."""
         for key in [*self._attempts]:
             self.end(*key)
 
-    def held(self, run_id: RunId, task_id: TaskId | None = None) -> list[LogRecord]:
+    def held(self, run_id: RunId, task_id: TaskId | None = None) -> list[Part]:
         """What is not stored yet of a run, or of one of its tasks."""
         return [
-            LogRecord(each, attempt, write.position, write.document)
+            (each, attempt, [*found.tail])
             for (run, each, attempt), found in self._attempts.items()
-            if run == run_id and task_id in (None, each)
-            for write in _writes((run, each, attempt), found.tail)
+            if run == run_id and task_id in (None, each) and found.tail
         ]
 
 
@@ -174,12 +178,13 @@ def _writes(key: Key, entries: Iterable[LogEntry]) -> Iterator[PutLog]:
 
 
 def _document(entries: Sequence[LogEntry]) -> str:
-    return _encode([[e.offset, e.time, e.stream, e.text, e.level, e.logger] for e in entries])
+    return _encode([entry.fields() for entry in entries])
 
 
-def entries_of(record: LogRecord) -> list[LogEntry]:
-    """The entries of a row."""
-    return [LogEntry(*fields) for fields in json.loads(record.document)]
+def stored(record: LogRecord) -> Part:
+    """What a row holds."""
+    entries = [LogEntry(*fields) for fields in json.loads(record.document)]
+    return record.task_id, record.attempt, entries
 
 
 def described(attempt: int, entry: LogEntry, cut: int) -> dict[str, object]:

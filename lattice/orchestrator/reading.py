@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from itertools import islice
 
 from lattice.errors import (
@@ -18,7 +18,7 @@ from lattice.errors import (
 )
 from lattice.ids import RunId, TaskId, WorkflowId
 from lattice.orchestrator.journal import Journal
-from lattice.orchestrator.logs import TaskLogs, described, entries_of, messages
+from lattice.orchestrator.logs import Part, TaskLogs, described, messages, stored
 from lattice.orchestrator.recovery import load_graph, rebuild
 from lattice.orchestrator.runs import Runs
 from lattice.ports.environment import Clock
@@ -156,7 +156,7 @@ class Reading:
         held = [
             each
             for each in self._logs.held(run_id, task_id)
-            if attempt in (None, each.attempt) and (each.attempt, each.position) > start
+            if each[1] >= start[0] and attempt in (None, each[1])
         ]
         await self._journal.barrier()
         record = await self.record(run_id)
@@ -168,15 +168,12 @@ class Reading:
             attempt=attempt,
             after=(task_id, *start),
         )
-        more = len(found) == _LOG_PAGE
-        if not more:
-            stored = {(each.attempt, each.position) for each in found}
-            found += [each for each in held if (each.attempt, each.position) not in stored]
-            found.sort(key=lambda each: (each.attempt, each.position))
-        if not found and after is None:
+        last = found[-1] if len(found) == _LOG_PAGE else None
+        if last is not None:
+            held = []
+        elif not found and not held and after is None:
             await self._check_task(record, task_id)
-        logs, printed = await asyncio.to_thread(_described_logs, found, start[0], printed)
-        last = found[-1] if more else None
+        logs, printed = await asyncio.to_thread(_described_logs, found, held, start[0], printed)
         return {
             "logs": logs,
             "next": None if last is None else f"{last.attempt}.{last.position}.{printed}",
@@ -202,10 +199,10 @@ class Reading:
         while True:
             found = await asyncio.to_thread(self._store.load_logs, run_id, _LOG_PAGE, after=after)
             last = len(found) < _LOG_PAGE
-            for part in [*found, *held] if last else found:
-                entries, key = entries_of(part), (part.task_id, part.attempt)
-                yield messages(run_id, *key, entries, ends.get(key, 0))
-                ends[key] = entries[-1].end
+            for printed in await asyncio.to_thread(
+                _messages, run_id, found, held if last else (), ends
+            ):
+                yield printed
             if last:
                 return
             after = found[-1].task_id, found[-1].attempt, found[-1].position
@@ -233,18 +230,34 @@ def _log_place(after: str | None) -> tuple[tuple[int, int], int]:
     return (attempt, position), end
 
 
-def _described_logs(
-    parts: Sequence[LogRecord], attempt: int, before: int
-) -> tuple[list[dict[str, object]], int]:
-    """What parts of a task's logs hold, for people, and where the last one ends.
+def _messages(
+    run_id: RunId,
+    found: Iterable[LogRecord],
+    held: Iterable[Part],
+    ends: dict[tuple[TaskId, int], int],
+) -> list[LogMessages]:
+    """Messages about what is stored and what is held. `ends`: where what was told of each attempt ends."""
+    told = []
+    for task_id, attempt, entries in (*map(stored, found), *held):
+        key = task_id, attempt
+        told.append(messages(run_id, task_id, attempt, entries, ends.get(key, 0)))
+        ends[key] = entries[-1].end
+    return told
 
-    They come after what the `attempt` had printed up to `before`.
+
+def _described_logs(
+    found: Iterable[LogRecord], held: Iterable[Part], attempt: int, before: int
+) -> tuple[list[dict[str, object]], int]:
+    """What is stored and held of a task's logs, for people, and where the last of it ends.
+
+    It comes after what the `attempt` had printed up to `before`.
     """
     shown = []
-    for part in parts:
-        if part.attempt != attempt:
-            attempt, before = part.attempt, 0
-        for entry in entries_of(part):
+    parts = sorted((*map(stored, found), *held), key=lambda part: (part[1], part[2][0].offset))
+    for _, number, entries in parts:
+        if number != attempt:
+            attempt, before = number, 0
+        for entry in entries:
             # One that was held and then stored may be in two parts.
             if entry.offset >= before:
                 shown.append(described(attempt, entry, entry.offset - before))

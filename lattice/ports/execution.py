@@ -6,7 +6,7 @@ Every dispatcher passes one suite in `tests/contract/`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from lattice.ids import Digest, NodeId, RunId, TaskId
@@ -129,19 +129,37 @@ class LogEntry:
     level: str | None = None
     logger: str | None = None
 
+    #: Bytes of the text.
+    size: int = field(init=False, repr=False, compare=False)
+
     #: What an entry costs beside its text wherever text is bounded, in bytes.
     OVERHEAD: ClassVar[int] = 100
     STREAMS: ClassVar[tuple[str, ...]] = ("stdout", "stderr", "log")
 
+    def __post_init__(self) -> None:
+        # Asked for often, so the text is encoded but once.
+        object.__setattr__(self, "size", len(self.text.encode("utf-8", "surrogatepass")))
+
     @property
-    def size(self) -> int:
-        """Bytes of the text."""
-        return len(self.text.encode("utf-8", "surrogatepass"))
+    def cost(self) -> int:
+        """What it takes of a bound."""
+        return self.size + self.OVERHEAD
 
     @property
     def end(self) -> int:
         """Where the next begins if nothing lies between."""
         return self.offset + self.size
+
+    def fields(self) -> list[object]:
+        """What it is made of, in the order in which it is made, as it is stored and sent."""
+        return [
+            self.offset,
+            round(self.time, 6),
+            self.stream,
+            self.text,
+            self.level,
+            self.logger,
+        ]
 
 
 @dataclass(frozen=True, slots=True)

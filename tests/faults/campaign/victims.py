@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import psutil
 
 from tests.faults.campaign.node import Node
-from tests.running import INGRESS, ORCHESTRATOR, Service
+from tests.running import INGRESS, ORCHESTRATOR, Service, wait_for
 
 #: Kinds of single processes: what is found in the command line, and how often it is killed in a round.
 PROCESSES = {
@@ -120,8 +120,19 @@ class Victims:
         return found
 
     def _kill_service(self) -> None:
-        for process in self._service.processes():
+        """Kills all processes, also what they start meanwhile: a new service would take one for a live cluster."""
+        for process in [*self._service.processes(), psutil.Process(self._service.process.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._service.process.kill()
         self._service.process.wait()
+        wait_for("the last process of the service", lambda: not self._kill_rest())
+
+    def _kill_rest(self) -> bool:
+        """Kills what still names the service's folder; whether there was anything."""
+        folder, found = str(self._service.config.parent), False
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if folder in " ".join(process.cmdline()):
+                    process.kill()
+                    found = True
+        return found

@@ -367,7 +367,14 @@ def test_a_value_is_rendered_as_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "decode", [wire.decode_end, wire.decode_start, wire.decode_call, wire.decode_rendering]
+    "decode",
+    [
+        wire.decode_end,
+        wire.decode_start,
+        wire.decode_logs,
+        wire.decode_call,
+        wire.decode_rendering,
+    ],
 )
 @pytest.mark.parametrize(
     "frame", [b"", b"\0\0\0\0", b"\x02\0\0\0[]", b"\x06\0\0\0[{},0]", pickle.dumps({}), b"\xff" * 9]
@@ -375,6 +382,10 @@ def test_a_value_is_rendered_as_json() -> None:
 def test_bytes_that_are_no_frame_are_refused(
     decode: Callable[[bytes], object], frame: bytes
 ) -> None:
-    """Whatever user code has done to its process, the dispatcher gets one kind of error."""
+    """Whatever user code has done to its process, the dispatcher gets one kind of error, without its bytes."""
     with pytest.raises(wire.FrameError):
         decode(frame)
+    text = b"the user's own words" * 1000 + b"\xff"
+    with pytest.raises(wire.FrameError) as caught:
+        decode(len(text).to_bytes(4, "little") + text)
+    assert str(caught.value) == "UnicodeDecodeError"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import io
 import itertools
 import logging
 import os
 import pickle
+import signal
 import sys
 import threading
+import time
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -29,9 +33,13 @@ def nobody(entries: list[LogEntry]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _restored(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Streams of the test's own, and loggers as they were at the end."""
+def _restored(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Streams of the test's own; these and loggers are as they were at the end, with `pytest -s` too."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
+    # Not before: what is patched last is restored first.
+    request.getfixturevalue("capsys")
 
 
 def texts(recorder: Recorder) -> list[tuple[str, str]]:
@@ -54,6 +62,33 @@ def test_text_is_recorded_and_passed_on(capsys: pytest.CaptureFixture[str]) -> N
     assert [entry.offset for entry in recorder.kept()] == [0, 12, 19]
     assert recorder.kept()[-1].end == 31
     assert capsys.readouterr() == ("one 2\nthree\nfour äöü\noutside\n", "broken\n")
+
+
+class Wrapper:
+    """What users, and libraries such as colorama, put in place of a stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def test_a_stream_that_user_code_has_wrapped_is_recorded_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the attempt that wraps it and in the next, though the tee of the first is below the wrapper."""
+    with recording(LIMIT, nobody) as recorder, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Wrapper(sys.stdout))
+        print("first")
+        with recording(LIMIT, nobody) as second:
+            print("second")
+    assert texts(recorder) == [("stdout", "first\n")]
+    assert texts(second) == [("stdout", "second\n")]
+    assert capsys.readouterr().out == "first\nsecond\n"
 
 
 def test_a_limit_of_nothing_leaves_the_process_alone() -> None:
@@ -98,6 +133,7 @@ def test_records_of_loggers_are_seen_whatever_handles_them(
         except ValueError:
             logger.exception("handled")
         logging.getLogger("lattice.execution").warning("ours")
+        logging.getLogger("deployments.task_replica").warning("the service's")
         logging.getLogger("ray.serve").warning("the engine's")
         logger.warning("bad %d", "argument")
     shown = capsys.readouterr().err
@@ -110,6 +146,25 @@ def test_records_of_loggers_are_seen_whatever_handles_them(
     assert second.text.startswith("handled\nTraceback")
     assert second.text.endswith("ValueError: no\n")
     assert third.text == "bad %d\n"
+
+
+class Unspeakable:
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+def test_a_message_without_a_text_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What logging itself would forgive must not come out of the call that logs."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    with recording(LIMIT, nobody) as recorder:
+        logging.getLogger("mine").warning(Unspeakable())
+    ((stream, text),) = texts(recorder)
+    assert stream == "log"
+    assert "Unspeakable object at" in text
 
 
 def test_threads_and_coroutines_belong_to_their_attempt() -> None:
@@ -162,9 +217,14 @@ def test_a_forked_child_records_nothing() -> None:
         holder = threading.Thread(target=hold)
         holder.start()
         assert locking.wait(LONG)
+        elsewhere = contextvars.copy_context()
+        elsewhere.run(capture._current.set, recorder)
         child = os.fork()
         if child == 0:
+            signal.alarm(int(LONG))
             print("in the child")
+            elsewhere.run(print, "in another coroutine of the child")
+            capture.flush()
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         done.set()
@@ -248,6 +308,74 @@ def test_an_attempt_that_is_interrupted_tells_at_once() -> None:
         assert [entry.text for entry in told] == ["last words\n"]
 
 
+def test_a_process_without_room_for_a_thread_only_tells_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The limit of threads is no error of who prints, and the next text tries again."""
+    monkeypatch.setattr(capture, "_teller", capture._Teller())
+    told = threading.Event()
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with recording(LIMIT, nobody) as recorder:
+            print("x")
+    assert texts(recorder) == [("stdout", "x\n")]
+    assert capture._teller._due == {}
+    with recording(LIMIT, lambda entries: told.set()):
+        print("y")
+        assert told.wait(LONG)
+
+
+def test_a_destructor_may_print_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the thread that runs it has just taken the lock that its text needs."""
+    # Of the test's own, so that it alone would fail.
+    monkeypatch.setattr(capture, "_changing", type(capture._changing)())
+    monkeypatch.setattr(capture, "_teller", capture._Teller())
+    done = threading.Event()
+
+    def work() -> None:
+        with recording(LIMIT, nobody), capture._changing:
+            print("in a destructor")
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert done.wait(LONG)
+
+
+@pytest.mark.parametrize("wrong", [-5, None])
+def test_times_that_user_code_has_replaced_do_not_matter(
+    wrong: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tests with a time of their own do; what is told has the real one."""
+    monkeypatch.setattr(capture, "_teller", capture._Teller())
+    told = threading.Event()
+    before = time.time()
+    with monkeypatch.context() as patched:
+        for name in ("time", "monotonic"):
+            patched.setattr(time, name, lambda: wrong)
+        with recording(LIMIT, lambda entries: told.set()) as recorder:
+            print("x")
+            assert told.wait(LONG)
+    (entry,) = recorder.kept()
+    assert before <= entry.time <= time.time()
+    assert wire.split_logs(wire.logs_before([entry]) + b"frame")[1] == b"frame"
+
+
+def test_last_words_that_cannot_be_told_disturb_nobody() -> None:
+    """They are told on the way to the report of an attempt's end, which counts more."""
+
+    def fail(entries: list[LogEntry]) -> None:
+        raise TypeError("user code has damaged the process")
+
+    with recording(LIMIT, fail) as recorder:
+        print("x")
+        capture.flush()
+    assert texts(recorder) == [("stdout", "x\n")]
+
+
 def test_who_cannot_tell_does_not_disturb(caplog: pytest.LogCaptureFixture) -> None:
     """The next telling is tried, and the end has all."""
     tried = threading.Event()
@@ -298,5 +426,15 @@ def test_what_is_forged_is_refused(entry: LogEntry) -> None:
     """What no column could hold and no page could show must not get as far as the journal."""
     with pytest.raises(wire.FrameError):
         wire.decode_logs(wire.encode_logs([(RunId("r"), TaskId("a"), 1)], [entry]))
-    with pytest.raises(wire.FrameError):
-        wire.split_logs(wire.logs_before([entry]) + b"frame")
+    assert wire.split_logs(wire.logs_before([entry]) + b"frame") == ((), b"frame")
+
+
+def test_no_log_decides_the_end_of_an_attempt() -> None:
+    """What cannot be told is not told; only where the end itself cannot be found, there is none."""
+    unknown: Any = object()
+    assert wire.logs_before([LogEntry(0, 1.0, "log", "x", unknown, "mine")]) == b""
+    logs = wire.logs_before(ENTRIES)
+    assert wire.split_logs(logs.replace(b"[", b"{") + b"frame") == ((), b"frame")
+    for broken in (logs[:6], logs[:-1]):
+        with pytest.raises(wire.FrameError):
+            wire.split_logs(broken)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from lattice.errors import InvalidRequestError, RunNotFoundError, TaskNotFoundError
+from lattice.execution import wire
 from lattice.ids import RunId, TaskId
-from lattice.orchestrator import Retention
+from lattice.orchestrator import Retention, reading
 from lattice.orchestrator.housekeeping import Housekeeping
+from lattice.orchestrator.logs import Part, stored
 from lattice.ports.execution import LogEntry, TaskLogged
 from lattice.ports.service import LogMessages
+from lattice.ports.store import LogRecord
 from tests.unit.orchestrator.world import LIMITS, World
 
 pytestmark = pytest.mark.anyio
@@ -119,6 +123,35 @@ async def test_the_end_of_an_attempt_fills_the_gaps_of_what_was_told(world: Worl
     assert found[-25:] == [(offset, text, 0) for offset, text in whole[-25:]]
 
 
+async def test_a_note_that_is_lost_is_made_up_for_at_the_end(world: World) -> None:
+    """Also one of the beginning, which is stored as it comes."""
+    run_id = await start(world)
+    say(world, run_id, (0, "one\n"))
+    say(world, run_id, (8, "three\n"))
+    assert await logs(world, run_id) == [(0, "one\n", 0), (8, "three\n", 4)]
+    say(world, run_id, (0, "one\n"), (4, "two\n"), (8, "three\n"), final=True)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    assert await logs(world, run_id) == [(0, "one\n", 0), (4, "two\n", 0), (8, "three\n", 0)]
+
+
+async def test_of_a_batch_that_keeps_less_there_is_one_gap(world: World) -> None:
+    """Its calls tell parts of the end while the orchestrator still has room for a beginning."""
+    run_id = await start(world)
+    beginning = [(0, "one\n"), (4, "two\n")]
+    say(world, run_id, *beginning)
+    for offset in range(100, 200, 10):
+        say(world, run_id, (offset, "part\n"))
+    end = [(190, "part\n"), (195, "last\n")]
+    say(world, run_id, *beginning, *end, final=True)
+    world.dispatcher.succeed(run_id, A, out=b"")
+    assert await logs(world, run_id) == [
+        (0, "one\n", 0),
+        (4, "two\n", 0),
+        (190, "part\n", 182),
+        (195, "last\n", 0),
+    ]
+
+
 async def test_only_attempts_that_run_are_heard(world: World) -> None:
     """Not those of before, of other runs, or of tasks that there are not."""
     run_id = await start(world)
@@ -141,8 +174,33 @@ async def test_a_cancelled_attempt_has_a_moment_for_its_last_words(world: World)
     say(world, run_id, (7, "last words\n"))
     assert await logs(world, run_id) == [(0, "before\n", 0), (7, "last words\n", 0)]
     world.clock.advance(5.0)
+    # In memory nothing is left either, though nobody asks.
+    assert world.orchestrator._parts.runs._logs._attempts == {}
     say(world, run_id, (18, "too late\n"))
     assert len(await logs(world, run_id)) == 2
+
+
+async def test_last_words_are_under_way_until_the_end_of_the_service(world: World) -> None:
+    """No timer stays behind."""
+    run_id = await start(world)
+    await world.orchestrator.cancel_run(run_id)
+    say(world, run_id, (0, "last words\n"))
+    await world.orchestrator.close()
+    assert world.clock.armed == 0
+
+
+async def test_much_that_is_said_after_a_cancellation_is_bounded(world: World) -> None:
+    """What was stored of the tail does not count for what comes then."""
+    run_id = await start(world)
+    for number in range(50):
+        say(world, run_id, (number * 1000, "x" * 1000))
+    say(world, run_id, (50_000, "end\n"), final=True)
+    attempt = world.orchestrator._parts.runs._logs._attempts[run_id, A, 1]
+    assert attempt.tail_cost == sum(entry.size + LogEntry.OVERHEAD for entry in attempt.tail)
+    await world.orchestrator.cancel_run(run_id)
+    for number in range(60, 160):
+        say(world, run_id, (number * 1000, "x" * 1000))
+        assert attempt.tail_cost == 0
 
 
 async def test_an_attempt_that_begins_anew_after_a_crash(world: World) -> None:
@@ -152,8 +210,8 @@ async def test_an_attempt_that_begins_anew_after_a_crash(world: World) -> None:
     await world.orchestrator._parts.journal.barrier()
     await world.restart()
     say(world, run_id, (0, "again\n"), (6, "more\n"), (11, "and more\n"), attempt=1)
-    say(world, run_id, (0, "again\n"), attempt=2)
-    assert [text for _, text, _ in await logs(world, run_id)][-1] in ("and more\n", "again\n")
+    say(world, run_id, (0, "unknown\n"), attempt=2)
+    assert await logs(world, run_id) == [(0, "again\n", 0), (6, "more\n", 0), (11, "and more\n", 0)]
 
 
 async def test_listeners_get_messages_and_logs_in_order(world: World) -> None:
@@ -234,19 +292,47 @@ async def test_a_slow_listener_is_bounded(world: World) -> None:
     await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
 
 
+async def test_logs_are_not_read_on_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of them may be megabytes."""
+    run_id = await start(world)
+    say(world, run_id, (0, "x"))
+    threads: list[threading.Thread] = []
+
+    def spy(record: LogRecord) -> Part:
+        threads.append(threading.current_thread())
+        return stored(record)
+
+    monkeypatch.setattr(reading, "stored", spy)
+    following = aiter(world.orchestrator.follow(run_id, None, 0, logs=True))
+    assert isinstance(await anext(following), LogMessages)
+    assert await logs(world, run_id) == [(0, "x", 0)]
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+    await following.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+
 async def test_pages(world: World) -> None:
     """Of whole parts; what was cut is right across them."""
     run_id = await start(world)
     for number in range(120):
-        say(world, run_id, (number * 20, "ten chars\n"))
+        say(world, run_id, (number * 10, "ten chars\n"))
+    say(world, run_id, (1207, "end\n"))
     first: Any = await world.orchestrator.task_logs(run_id, A)
     assert len(first["logs"]) == 50
     found = await logs(world, run_id)
-    assert [offset for offset, _, _ in found] == [number * 20 for number in range(120)]
-    assert [cut for _, _, cut in found] == [0] + [10] * 119
+    assert [offset for offset, _, _ in found] == [*range(0, 1200, 10), 1207]
+    assert [cut for _, _, cut in found] == [0] * 120 + [7]
     world.dispatcher.fail(run_id, A)
     assert await logs(world, run_id, attempt=2) == []
-    assert len(await logs(world, run_id, attempt=1)) == 120
+    assert await logs(world, run_id, attempt=1) == found
+
+
+async def test_any_page_that_is_named_can_be_asked_for(world: World) -> None:
+    """Wherever an entry that a worker may report begins and ends."""
+    run_id = await start(world)
+    last = LogEntry(wire.MAX_OFFSET - 1, 5.0, "stdout", "x" * HALF)
+    assert wire.split_logs(wire.logs_before([last])) == ((last,), b"")
+    assert await logs(world, run_id, after=f"1.{last.offset}.{last.end}") == []
 
 
 async def test_what_is_not_there(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,8 @@ import pytest
 from lattice.errors import StoreUnavailableError
 from lattice.ids import TaskId
 from lattice.orchestrator import journal
-from lattice.ports.service import Once
+from lattice.ports.execution import LogEntry, TaskLogged
+from lattice.ports.service import LogMessages, Once
 from lattice.ports.store import Write
 from tests.unit.orchestrator.world import World, upload
 
@@ -57,6 +59,44 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("waited for 30 s")
+
+
+async def test_what_is_printed_meanwhile_is_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though somebody listens: beyond the beginning nothing of it waits for the database."""
+    _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
+    heard: list[str] = []
+
+    async def listen() -> None:
+        async for group in world.orchestrator.follow(run_id, None, 0, logs=True):
+            if isinstance(group, LogMessages):
+                heard.extend(text for _, text in group.texts)
+
+    def say(number: int) -> None:
+        entry = LogEntry(number * 1000, 5.0, "stdout", "x" * 1000)
+        world.dispatcher.tell(run_id, TaskLogged(A, 1, (entry,)))
+
+    listening = asyncio.create_task(listen())
+    feed, journal = world.orchestrator._parts.feed, world.orchestrator._parts.journal
+    await until(lambda: feed.is_heard(run_id))
+    for number in range(50):
+        say(number)
+    await until(lambda: len(heard) == 50)
+    outage = Outage(world, monkeypatch)
+    with pytest.raises(StoreUnavailableError):
+        await world.orchestrator.create_workflow()
+    before = len(journal._pending)
+    for number in range(50, 500):
+        say(number)
+    assert len(journal._pending) == before
+    outage.end()
+    await over(world)
+    say(500)
+    await until(lambda: len(heard) > 50)
+    assert json.loads(heard[50])["data"]["offset"] == 500_000
+    world.dispatcher.succeed(run_id, A, out=b"")
+    await listening
 
 
 async def test_requests_are_refused_at_once_and_nothing_is_lost(
