@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import time
 import uuid
 from collections import Counter, deque
@@ -25,7 +26,10 @@ from locust import HttpUser, User, between, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.stats import CSV_STATS_INTERVAL_SEC
-from websockets.sync.client import connect
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
 
 import lattice
 from lattice.client.subscription import socket_url
@@ -139,11 +143,37 @@ class Told:
             )
 
 
-def frames(host: str, run: Accepted, after: int = 0) -> Generator[str | bytes, None, None]:
-    """The messages of a run over a WebSocket, until the service closes it as complete."""
+def frames(host: str, run: Accepted, after: int = 0) -> Generator[bytes, None, None]:
+    """The messages of a run over a WebSocket, until the service closes it as complete.
+
+    Without the thread of the library's own client: closed from one greenlet while another waits on it, a socket
+    brings gevent's event loop down.
+    """
     address = socket_url(host, f"/get_workflow_res/{run.workflow_id}/{run.run_id}")
-    with connect(f"{address}?after={after}", max_size=None, proxy=None, open_timeout=60) as socket:
-        yield from socket
+    protocol = ClientProtocol(parse_uri(f"{address}?after={after}"), max_size=None)
+    text = b""
+    with closing(socket.create_connection((protocol.uri.host, protocol.uri.port), 60)) as carrier:
+        carrier.settimeout(PATIENCE)
+        protocol.send_request(protocol.connect())
+        while protocol.state is not State.CLOSED:
+            for data in protocol.data_to_send():
+                if data:
+                    carrier.sendall(data)
+            received = carrier.recv(65_536)
+            if received:
+                protocol.receive_data(received)
+            else:
+                protocol.receive_eof()
+            for event in protocol.events_received():
+                if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.CONT):
+                    text += event.data
+                    if event.fin:
+                        yield text
+                        text = b""
+    if protocol.handshake_exc is not None:
+        raise protocol.handshake_exc
+    if protocol.close_code != 1000:
+        raise ConnectionError(f"closed with {protocol.close_code}: {protocol.close_reason}")
 
 
 @contextmanager

@@ -96,3 +96,6 @@ class Node:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
+        # Which cluster this machine has joined last: on a machine of its own the note would be gone with the
+        # node, and here a service that starts anew would look for that cluster and not make one.
+        (self._service.config.parent / "ray" / "ray_current_cluster").unlink(missing_ok=True)
