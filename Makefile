@@ -22,6 +22,9 @@ setup: .venv/ready
 		: How long an ingress waits for HAProxy to forget it. Ctrl-C would take 30 s longer.; \
 		echo 'export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="$${RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S:-2}"' >> $(BIN)/activate; \
 	fi
+	# Ray ends workers beyond one a CPU when they were idle for a second. Tasks that ask for a part of a CPU have more
+	# of them, which a burst a few seconds later would have to start again, at a second of CPU each.
+	echo 'export RAY_idle_worker_killing_time_threshold_ms="$${RAY_idle_worker_killing_time_threshold_ms:-60000}"' >> $(BIN)/activate
 	touch .venv/ready
 
 serve: setup

@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 BARE = {"name": "bare", "route_prefix": "/bare", "import_path": "loadtests.bare:build"}
 
 #: What the service's tasks ask for in these benchmarks.
-_CPUS = 0.1
+_CPUS = 1
 
 
 def work(x: int) -> int:
