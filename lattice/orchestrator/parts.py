@@ -116,7 +116,7 @@ class Parts:
         nodes = NodeRegistry(await asyncio.to_thread(around.store.load_nodes))
         parts = cls(around, lease, nodes)
         try:
-            await around.dispatcher.start(parts.runs.report, parts._load_code)
+            await around.dispatcher.start(parts.runs.report, parts._load_code, parts.runs.ahead)
             nodes.refresh(await around.dispatcher.nodes())
             await parts._resume()
         except BaseException:
