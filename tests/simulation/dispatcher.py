@@ -21,7 +21,9 @@ from lattice.ports.execution import (
     EngineNode,
     Job,
     Load,
+    LogEntry,
     Report,
+    TaskLogged,
 )
 from lattice.workflow.events import (
     ErrorInfo,
@@ -76,6 +78,9 @@ class SimulatedDispatcher:
         end = begin + nature.delay(nature.choice((0.05, 1.0, 3.0)))
         key = job.run_id, job.task_id, job.attempt
         self._coming[key] = []
+        attempt.printed = self._printed(attempt, nature.choice((0, 0, 1, 3)))
+        for _ in range(nature.choice((0, 1, 2))):
+            self._at(key, begin + nature.delay(0.5), lambda: self._tell_printed(attempt))
         if nature.flips(0.5):
             self._at(key, begin, lambda: self._ask_ahead(attempt))
         if nature.strikes(mood.task_lost):
@@ -171,6 +176,26 @@ class SimulatedDispatcher:
             attempt, TaskStarted(attempt.job.task_id, attempt.job.attempt, self._place(attempt))
         )
 
+    def _printed(self, attempt: Attempt, number: int) -> tuple[LogEntry, ...]:
+        texts = [
+            f"{each} of {attempt.job.task_id} by {self._account.number}\n" for each in range(number)
+        ]
+        offsets = itertools.accumulate((len(text) for text in texts), initial=0)
+        return tuple(
+            LogEntry(offset, 1.0, "stdout", text)
+            for offset, text in zip(offsets, texts, strict=False)
+        )
+
+    def _tell_printed(self, attempt: Attempt, *, final: bool = False) -> None:
+        """All of it at the end; before, perhaps a part, or only what came last."""
+        job, entries = attempt.job, attempt.printed
+        if not final:
+            start = self._nature.choice((0, 0, 1))
+            entries = entries[start : start + self._nature.choice((1, 2))]
+        if entries:
+            attempt.told_all = attempt.told_all or final
+            self._tell(attempt, TaskLogged(job.task_id, job.attempt, entries, final))
+
     def _ask_ahead(self, attempt: Attempt) -> None:
         job = attempt.job
         jobs = self._ahead(job.run_id, [job.task_id], self._nature.choice((1, 2, 5)))
@@ -218,6 +243,8 @@ class SimulatedDispatcher:
         job, nature = attempt.job, self._nature
         if not attempt.over:
             self._coming.pop((job.run_id, job.task_id, job.attempt), None)
+            if not isinstance(report, TaskLost):
+                self._tell_printed(attempt, final=True)
             self._ledger.ended(self._account, attempt, report)
         self._tell(attempt, report)
         if nature.strikes(nature.mood.report_repeated):

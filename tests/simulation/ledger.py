@@ -17,6 +17,7 @@ from lattice.ports.store import (
     AppendMessage,
     FinishRun,
     PutBlob,
+    PutLog,
     PutReply,
     PutRun,
     PutWorkflow,
@@ -110,6 +111,8 @@ class Ledger:
                 self.logs[write.run_id] = Log(write.run_id, plan)
             case PutReply():
                 self.stored[write.key] = None
+            case PutLog():
+                self.logs[write.run_id].put_log(write)
             case AppendMessage():
                 self.logs[write.run_id].append(write, account.attempts)
             case FinishRun():

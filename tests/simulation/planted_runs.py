@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lattice.ids import RunId, TaskId
+from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.runs import Runs
-from lattice.ports.execution import Job, Report
+from lattice.ports.execution import Job, Report, TaskLogged
 from lattice.ports.store import RunRecord
 from lattice.store.memory import MemoryStore
 from lattice.workflow import run as machine
@@ -234,3 +235,14 @@ def _(patch: pytest.MonkeyPatch) -> None:
         return [replace(job, name=f"{job.name} of another") for job in jobs]
 
     patch.setattr(Runs, "ahead", broken)
+
+
+@FAULTS.does("ignores what an attempt has printed when it ends")
+def _(patch: pytest.MonkeyPatch) -> None:
+    take = TaskLogs.take
+
+    def broken(self: TaskLogs, run_id: RunId, logged: TaskLogged, *, running: bool) -> None:
+        if not logged.final:
+            take(self, run_id, logged, running=running)
+
+    patch.setattr(TaskLogs, "take", broken)
