@@ -57,6 +57,7 @@ from lattice.client.transport import (
     Transport,
 )
 from lattice.errors import InvalidRequestError
+from lattice.versions import OLDEST, PROTOCOL_HEADER, RELEASE_HEADER, release
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
@@ -315,6 +316,7 @@ class Service:
                     and (response.status == 404 or (response.status >= 500 and repeatable))
                 )
                 self._answered |= own
+                _check_protocol(response)
                 if response.status < 400:
                     return response
                 wait = max(wait, _retry_after(response))
@@ -337,6 +339,23 @@ def checked_url(url: str) -> str:
             "url", repr(url), "an address such as 'http://127.0.0.1:8000' is allowed"
         )
     return url.rstrip("/")
+
+
+def _check_protocol(response: Response) -> None:
+    """Raises VersionMismatchError for an answer of a service that is too old for this client.
+
+    One that is newer knows itself whom it understands, and refuses others.
+    """
+    protocol = response.headers.get(PROTOCOL_HEADER, "")
+    if protocol.isdecimal() and int(protocol[:9]) < OLDEST:
+        there = response.headers.get(RELEASE_HEADER, "of another release")
+        raise VersionMismatchError(
+            "Lattice",
+            release(),
+            there,
+            f"the service speaks protocol {protocol}, which is older than {OLDEST}, the oldest "
+            f"that this client understands; upgrade the service, or use a client of Lattice {there}",
+        )
 
 
 def _is_own(response: Response) -> bool:

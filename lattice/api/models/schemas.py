@@ -442,6 +442,9 @@ class HealthResponse(_Model):
 
     status: Literal["ok"] = "ok"
     version: str
+    protocol: int = Field(
+        default=1, description="Which clients it understands: see the header `Lattice-Protocol`."
+    )
     python: str
     cloudpickle: str
 
