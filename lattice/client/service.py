@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,14 +23,20 @@ from lattice.api.models.schemas import (
     AddLangGraphTaskRequest,
     AddTaskResponse,
     CancelRunResponse,
+    ConnectWorkerRequest,
+    ConnectWorkerResponse,
     CreateWorkflowResponse,
     DescribeRunResponse,
+    DisconnectWorkerRequest,
+    GetRayPortResponse,
     HealthResponse,
+    ListRunsResponse,
     LogEntry,
     RetryRunResponse,
     RunLangGraphTaskRequest,
     RunLangGraphTaskResponse,
     RunReport,
+    RunSummary,
     RunWorkflowRequest,
     RunWorkflowResponse,
     StatusResponse,
@@ -39,6 +45,7 @@ from lattice.api.models.schemas import (
     SubmitWorkflowResponse,
     TaskLogsResponse,
     TaskResultResponse,
+    WorkersResponse,
 )
 from lattice.client import pickling
 from lattice.client.errors import (
@@ -239,6 +246,44 @@ class Service:
             repeatable=False,
         )
         return base64.b64decode(answer.result)
+
+    # -- the service and its machines --------------------------------------------------------
+
+    def health(self) -> HealthResponse:
+        """What the service is; answers whatever the state of the orchestrator."""
+        return self._call(HealthResponse, "GET", "/healthz")
+
+    def ready(self) -> None:
+        """Returns if runs can be started; says at once if they cannot (ServiceError, 503)."""
+        response = self._transport.send(Request("GET", "/readyz"), self.timeout)
+        if response.status >= 400:
+            raise ServiceError(response.status, _detail(response))
+
+    def list_runs(
+        self, *, status: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[RunSummary]:
+        """Runs, newest first, of that status, older than the run `before`."""
+        asked = {"status": status, "limit": limit, "before": before}
+        query = urlencode({key: value for key, value in asked.items() if value is not None})
+        return self._call(ListRunsResponse, "GET", f"/runs?{query}").runs
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Registered workers, and nodes of the cluster that nobody registered."""
+        return self._call(WorkersResponse, "GET", "/workers").workers
+
+    def head_port(self) -> int:
+        """The port of the cluster's head, at which nodes join."""
+        return self._call(GetRayPortResponse, "POST", "/get_head_ray_port").port
+
+    def connect_worker(self, node_id: str, node_ip: str, resources: dict[str, Any]) -> None:
+        """Registers a node of the cluster; once more changes and reconnects it."""
+        request = ConnectWorkerRequest(node_ip=node_ip, node_id=node_id, resources=resources)
+        self._call(ConnectWorkerResponse, "POST", "/connect_worker", request)
+
+    def disconnect_worker(self, node_id: str) -> None:
+        """Has nothing new placed on a node."""
+        request = DisconnectWorkerRequest(node_id=node_id)
+        self._call(StatusResponse, "POST", "/disconnect_worker", request)
 
     # -- requests ----------------------------------------------------------------------------
 
