@@ -16,7 +16,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -33,7 +33,7 @@ from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunction
 from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
-from lattice.ids import Digest, RunId, TaskId
+from lattice.ids import Digest, NodeId, RunId, TaskId
 from lattice.ports.execution import (
     Call,
     CallResult,
@@ -81,6 +81,7 @@ class _Attempt:
         started: its start was reported.
         cancelled: it owes no report any more.
         force: the timer that ends it the hard way.
+        recalled: what it waits for from now on, once Ray has given it back.
     """
 
     job: Job
@@ -92,6 +93,7 @@ class _Attempt:
     started: bool = False
     cancelled: bool = False
     force: asyncio.TimerHandle | None = None
+    recalled: Shape | None = None
 
 
 class RayTaskDispatcher:
@@ -252,8 +254,34 @@ class RayTaskDispatcher:
             if isinstance(error, ObjectLostError) and taken.sources:
                 self._try_from_storage(taken)
             else:
-                self._end(taken, self._end_of(taken, future))
+                end = self._end_of(taken, future)
+                if taken.recalled is not None and isinstance(end, TaskLost):
+                    self._reshape(taken, taken.recalled)
+                else:
+                    self._end(taken, end)
         self._pump_soon()
+
+    def exclude(self, nodes: frozenset[NodeId]) -> None:
+        """What has not begun may run on all nodes but these; what Ray has of it is taken back.
+
+        An attempt that begins at this very moment is interrupted, and begins anew elsewhere.
+        """
+        for taken in self._attempts.values():
+            if taken.started or (taken.recalled or taken.shape).excluded == nodes:
+                continue
+            shape = replace(taken.shape, excluded=nodes)
+            if taken in self._in_flight and taken.report is not None:
+                if taken.recalled is None:
+                    ray.cancel(taken.report, force=False)
+                taken.recalled = shape
+            else:
+                self._queue.discard(taken.shape, taken.job.run_id, taken)
+                self._reshape(taken, shape)
+
+    def _reshape(self, taken: _Attempt, shape: Shape) -> None:
+        taken.shape, taken.recalled, taken.report, taken.large = shape, None, None, None
+        if taken.code is not None:
+            self._enqueue(taken)
 
     def _try_from_storage(self, taken: _Attempt) -> None:
         """A large input is gone from the object store: once more, without references."""
