@@ -75,12 +75,12 @@ class NodeRegistry:
         self._engine = engine
         self._match()
 
-    def capacities(self) -> list[Capacity]:
-        """What the nodes have on which something new may be placed."""
+    def capacities(self, *, disconnected: bool = False) -> list[Capacity]:
+        """What the nodes have on which something new may be placed; on request also the disconnected ones."""
         return [
             Capacity(node.cpu, node.gpu, node.memory)
             for node in self._engine
-            if node.node_id not in self.excluded
+            if disconnected or node.node_id not in self.excluded
         ]
 
     @property
@@ -88,11 +88,12 @@ class NodeRegistry:
         """The memory, in MiB, of each GPU of the connected nodes."""
         return self._gpu_memories
 
-    def _match_gpus(self) -> list[float]:
+    def all_gpu_memories(self, *, disconnected: bool = True) -> list[float]:
+        """The same of all registered nodes."""
         return [
             float(str(gpu["gpu_mem"]))
             for node in self._nodes.values()
-            if node.connected
+            if disconnected or node.connected
             for gpu in _gpus(node.resources)
             if "gpu_mem" in gpu
         ]
@@ -150,7 +151,7 @@ class NodeRegistry:
         return found
 
     def _match(self) -> None:
-        self._gpu_memories = self._match_gpus()
+        self._gpu_memories = self.all_gpu_memories(disconnected=False)
         names = {node.node_id: node.node_id for node in self._engine if node.node_id in self._nodes}
         taken = set(names.values())
         for registered in self._nodes.values():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lattice.errors import (
@@ -47,6 +47,7 @@ from lattice.workflow.commands import (
 from lattice.workflow.events import (
     CancelRequested,
     DeadlineReached,
+    ErrorInfo,
     Event,
     Placement,
     Recovered,
@@ -61,6 +62,7 @@ from lattice.workflow.graph import Binding
 from lattice.workflow.messages import Message
 from lattice.workflow.run import Run
 from lattice.workflow.states import TaskState
+from lattice.workflow.task import Resources
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 class _Live:
     """A run, when and in which trace it was requested, and what prevents the timer that each task waits for.
 
-    `deadline` prevents the run's own.
+    `deadline` prevents the run's own. `needs` is what its tasks ask for, once somebody has wanted to know.
     """
 
     run: Run
@@ -81,6 +83,7 @@ class _Live:
     trace: str | None
     deadline: Callable[[], None] | None = None
     timers: dict[TaskId, Callable[[], None]] = field(default_factory=dict)
+    needs: frozenset[Resources] | None = None
 
     def disarm(self, task_id: TaskId | None) -> None:
         """Prevents the timer of a task; of all tasks for None."""
@@ -203,6 +206,28 @@ class Runs:
             and progress.attempt == logged.attempt
             and progress.state in (TaskState.QUEUED, TaskState.RUNNING)
         )
+
+    def needs(self) -> set[Resources]:
+        """What the tasks of live runs ask for."""
+        found: set[Resources] = set()
+        for live in self._live.values():
+            if live.needs is None:
+                live.needs = frozenset(task.resources for task in live.run.graph.tasks.values())
+            found |= live.needs
+        return found
+
+    def fail_queued(self, errors: Mapping[Resources, str]) -> None:
+        """Fails what has been handed over, has not begun, and asks for resources that nobody has."""
+        for run_id, live in [*self._live.items()]:
+            if live.needs is None or live.needs.isdisjoint(errors):
+                continue
+            for task_id, progress in live.run.tasks.items():
+                error = errors.get(live.run.graph.tasks[task_id].resources)
+                if error is not None and progress.state is TaskState.QUEUED:
+                    self._dispatcher.cancel(run_id, task_id, progress.attempt)
+                    info = ErrorInfo("NoNodeError", error)
+                    now = self._clock.now()
+                    self._step(run_id, TaskFailed(task_id, progress.attempt, now, info))
 
     def stop(self) -> None:
         """Ends what runs, for the next orchestrator to run it again. Later events change nothing."""
