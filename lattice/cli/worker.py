@@ -111,7 +111,8 @@ class Worker:
         first = True
         while not self._leave.asked():
             try:
-                node = RayNode(self._address(), self._asked)
+                address = self._address()
+                node = RayNode(address, self._asked)
                 joined = node.join()
             except (*_AWAY, JoinError) as error:
                 if first:
@@ -122,9 +123,11 @@ class Worker:
             first = False
             try:
                 self._register(joined)
-                if self._stay(node, joined):
+                if self._stay(node, joined, address):
                     return self._go(node, joined)
                 _say(f"the cluster has lost this node; joining again in {_PAUSE:g} s")
+            except _AWAY as error:
+                _say(f"not registered: {error}")
             finally:
                 node.stop()
             self._leave.asked(_PAUSE)
@@ -146,13 +149,15 @@ class Worker:
         )
         self._status = "active"
 
-    def _stay(self, node: RayNode, joined: Joined) -> bool:
-        """Until it is to leave (True) or the cluster has lost the node."""
+    def _stay(self, node: RayNode, joined: Joined, address: str) -> bool:
+        """Until it is to leave (True), or the cluster has lost the node, or the service has another cluster."""
         while not self._leave.asked(_HEARTBEAT):
             if not node.alive():
                 return False
             try:
                 self._look(joined)
+                if self._status == "waiting" and self._address() != address:
+                    return False
             except _AWAY as error:
                 self._note("unreachable", f"the service does not answer, the node stays: {error}")
         return True
