@@ -195,7 +195,7 @@ class Tasks:
 
     async def start(self) -> None:
         """Starts the dispatcher."""
-        await self._dispatcher.start(self._report, self._sources.__getitem__)
+        await self._dispatcher.start(self._report, self._sources.__getitem__, lambda *_: ())
 
     async def close(self) -> None:
         """Ends it, and its replicas."""

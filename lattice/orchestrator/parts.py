@@ -127,7 +127,7 @@ class Parts:
         nodes = NodeRegistry(await asyncio.to_thread(around.store.load_nodes))
         parts = cls(around, lease, nodes)
         try:
-            await around.dispatcher.start(parts.runs.report, parts._load_code)
+            await around.dispatcher.start(parts.runs.report, parts._load_code, parts.runs.ahead)
             await parts.refresh_nodes()
             await parts._resume()
             parts.placing.start()

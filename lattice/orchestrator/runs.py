@@ -229,6 +229,19 @@ class Runs:
                     now = self._clock.now()
                     self._step(run_id, TaskFailed(task_id, progress.attempt, now, info))
 
+    def ahead(self, run_id: RunId, task_ids: Sequence[TaskId], limit: int) -> list[Job]:
+        """The jobs that follow when tasks of a run succeed; see `lattice.ports.execution.Ahead`.
+
+        None while the database is away, as what would begin has to wait then.
+        """
+        live = self._live.get(run_id)
+        if live is None or self._journal.outage is not None:
+            return []
+        return [
+            self._job(live, task_id, live.run.tasks[task_id].attempt + 1, after)
+            for task_id, after in live.run.following(task_ids, limit)
+        ]
+
     def stop(self) -> None:
         """Ends what runs, for the next orchestrator to run it again. Later events change nothing."""
         self._stopped = True
@@ -278,7 +291,7 @@ class Runs:
                 case Publish(message):
                     live.disarm(message.task_id)
                 case Execute() if self._journal.outage is None:
-                    self._dispatcher.submit(self._job(live, command))
+                    self._dispatcher.submit(self._job(live, command.task_id, command.attempt))
                 case Execute():
                     self._journal.append((), functools.partial(self._execute, live, command))
                 case Cancel(task_id, attempt):
@@ -299,7 +312,7 @@ class Runs:
         progress = live.run.tasks[command.task_id]
         waits = progress.state is TaskState.QUEUED and progress.attempt == command.attempt
         if waits and self._live.get(live.run.run_id) is live:
-            self._dispatcher.submit(self._job(live, command))
+            self._dispatcher.submit(self._job(live, command.task_id, command.attempt))
 
     def _tell(self, live: _Live, commands: Sequence[Command]) -> None:
         """Appends what is to be told to the journal, and publishes it once it is durable."""
@@ -344,13 +357,15 @@ class Runs:
 
         live.deadline = self._clock.call_later(delay, fire)
 
-    def _job(self, live: _Live, command: Execute) -> Job:
+    def _job(
+        self, live: _Live, task_id: TaskId, attempt: int, after: tuple[TaskId, ...] = ()
+    ) -> Job:
         run = live.run
-        task = run.graph.tasks[command.task_id]
+        task = run.graph.tasks[task_id]
         return Job(
             run_id=run.run_id,
             task_id=task.task_id,
-            attempt=command.attempt,
+            attempt=attempt,
             name=task.name,
             definition=self._nodes.define(task),
             arguments=tuple(
@@ -358,8 +373,8 @@ class Runs:
             ),
             output_keys=task.output_keys,
             timed=task.timeout is not None,
-            trace=live.trace
-            and attempt_context(live.trace, run.run_id, task.task_id, command.attempt),
+            trace=live.trace and attempt_context(live.trace, run.run_id, task.task_id, attempt),
+            after=after,
         )
 
 
@@ -379,5 +394,6 @@ def _argument(run: Run, binding: Binding) -> Argument:
     if binding.upstream is None:
         return Argument(binding.key, json.dumps(binding.value))
     source = binding.upstream
-    value = run.values[source.task_id][source.key]
+    # Of a job that is told ahead of its time, not all inputs are there.
+    value = run.values.get(source.task_id, {}).get(source.key)
     return Argument(binding.key, None, (source.task_id, source.key), value)

@@ -480,7 +480,8 @@ async def test_large_values_go_from_process_to_process(bench: Bench, tmp_path: P
     assert doubled.placement.replica
     held = bench.dispatcher._replicas._held  # type: ignore[attr-defined]
     argument = Argument("y", None, (TaskId("double"), "y"), doubled.values["y"])
-    references, _ = held.upstream(RunId("r"), (argument,))
+    references: dict[TaskId, Any] = {}
+    held.upstream(RunId("r"), (argument,), references)
     assert len(references) == 1
     for name in ("sum", "again"):
         ended = await bench.succeed(total, name, (argument,), outputs=("sum",))

@@ -1,5 +1,7 @@
 """An engine that starts, finishes, fails, loses and hangs attempts, and reports them early, late and twice.
 
+Some attempts it runs together with what follows them, and then reports the ends of all at once.
+
 It is worse than the port allows: it repeats reports, and may still report what was cancelled or lost,
 because the run machine promises to bear that. What it does of itself ends with its process.
 """
@@ -7,11 +9,20 @@ because the run machine promises to bear that. What it does of itself ends with 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest, NodeId, RunId, TaskId
-from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Load, Report
+from lattice.ports.execution import (
+    Ahead,
+    Call,
+    CallResult,
+    Definition,
+    EngineNode,
+    Job,
+    Load,
+    Report,
+)
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,
@@ -42,12 +53,18 @@ class SimulatedDispatcher:
         #: What is still to happen of its own to attempts that go on, and how to prevent it.
         self._coming: dict[tuple[RunId, TaskId, int], list[Callable[[], None]]] = {}
         self._results = itertools.count(1)
+        #: What attempts that go on have in their company, in its order.
+        self._company: dict[tuple[RunId, TaskId, int], Sequence[Job]] = {}
 
     async def start(
-        self, report: Callable[[RunId, Report], None], load_code: Callable[[Digest], bytes]
+        self,
+        report: Callable[[RunId, Report], None],
+        load_code: Callable[[Digest], bytes],
+        ahead: Ahead,
     ) -> None:
-        """Remembers whom to tell."""
+        """Remembers whom to tell and whom to ask."""
         self._report = report
+        self._ahead = ahead
 
     def submit(self, job: Job) -> None:
         """Decides at once what becomes of the attempt, and lets it happen in time."""
@@ -59,6 +76,8 @@ class SimulatedDispatcher:
         end = begin + nature.delay(nature.choice((0.05, 1.0, 3.0)))
         key = job.run_id, job.task_id, job.attempt
         self._coming[key] = []
+        if nature.flips(0.5):
+            self._at(key, begin, lambda: self._ask_ahead(attempt))
         if nature.strikes(mood.task_lost):
             # Before or after it began; the process may have begun it without saying so.
             if nature.flips(0.7):
@@ -137,6 +156,7 @@ class SimulatedDispatcher:
         for attempt in self._account.attempts.values():
             attempt.cancelled = attempt.cancelled or not attempt.over
         self._account.held.clear()
+        self._company.clear()
 
     # -- what happens to an attempt ----------------------------------------------------------
 
@@ -154,8 +174,17 @@ class SimulatedDispatcher:
             attempt, TaskStarted(attempt.job.task_id, attempt.job.attempt, self._place(attempt))
         )
 
+    def _ask_ahead(self, attempt: Attempt) -> None:
+        job = attempt.job
+        jobs = self._ahead(job.run_id, [job.task_id], self._nature.choice((1, 2, 5)))
+        self._ledger.told_ahead(self._account, job, jobs)
+        self._company[job.run_id, job.task_id, job.attempt] = jobs
+
     def _succeeded(self, attempt: Attempt) -> None:
         job = attempt.job
+        company = (
+            () if attempt.over else self._company.pop((job.run_id, job.task_id, job.attempt), ())
+        )
         number = f"{self._account.number}.{next(self._results)}"
         data = {key: f"{job.task_id}.{key} by {number}".encode() for key in job.output_keys}
         values = {key: Value(len(each), each) for key, each in data.items()}
@@ -165,6 +194,16 @@ class SimulatedDispatcher:
             attempt,
             TaskSucceeded(job.task_id, job.attempt, self._ledger.now(), place, result, values),
         )
+        for each in company:
+            key = each.run_id, each.task_id, each.attempt
+            follower = self._account.attempts.get(key)
+            # What nobody has asked for by now is not told of.
+            if key in self._coming and follower is not None and not follower.over:
+                self._stop(key)
+                if self._nature.flips(self._nature.mood.task_fails):
+                    self._failed(follower, began=True)
+                else:
+                    self._succeeded(follower)
 
     def _failed(self, attempt: Attempt, *, began: bool) -> None:
         job = attempt.job

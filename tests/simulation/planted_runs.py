@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lattice.ids import RunId, TaskId
 from lattice.orchestrator.runs import Runs
-from lattice.ports.execution import Report
+from lattice.ports.execution import Job, Report
 from lattice.ports.store import RunRecord
 from lattice.store.memory import MemoryStore
 from lattice.workflow import run as machine
@@ -212,3 +213,24 @@ def _(patch: pytest.MonkeyPatch) -> None:
             progress.missing = min(progress.missing, 1)
 
     patch.setattr(Run, "__init__", broken)
+
+
+@FAULTS.does("tells ahead what does not follow yet")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def broken(
+        self: Run, task_ids: Sequence[TaskId], limit: int
+    ) -> list[tuple[TaskId, tuple[TaskId, ...]]]:
+        return [(each, tuple(task_ids)) for each in self.graph.downstream[task_ids[0]][:limit]]
+
+    patch.setattr(Run, "following", broken)
+
+
+@FAULTS.does("tells ahead another job than will be submitted")
+def _(patch: pytest.MonkeyPatch) -> None:
+    ahead = Runs.ahead
+
+    def broken(self: Runs, run_id: RunId, task_ids: Sequence[TaskId], limit: int) -> list[Job]:
+        jobs = ahead(self, run_id, task_ids, limit)
+        return [replace(job, name=f"{job.name} of another") for job in jobs]
+
+    patch.setattr(Runs, "ahead", broken)
