@@ -163,7 +163,7 @@ class RayNode:
     def drain(self, seconds: float) -> None:
         """Has the engine place nothing new here, move what it can, and end the node once nothing runs.
 
-        `seconds` is when it will be ended in any case, which the engine passes on to whom it concerns.
+        `seconds` is when it will be ended in any case. Then, the engine itself would run what runs here again.
         """
         deadline = int((time.time() + seconds) * 1000)
         with contextlib.suppress(

@@ -26,6 +26,10 @@ from lattice.client.service import Service
 #: Seconds between two looks at the service, and until a node that was lost joins again.
 _HEARTBEAT = 5.0
 _PAUSE = 5.0
+#: Seconds after which all that was placed here has begun.
+_SETTLE = 3.0
+#: Seconds by which the engine's deadline is later than ours: of what was running at its own, it would tell nobody.
+_NEVER = 86_400.0
 #: Seconds between looks whether the node has ended.
 _LOOK = 0.5
 
@@ -185,8 +189,10 @@ class Worker:
             self._service.disconnect_worker(joined.node_id)
         except _AWAY as error:
             _say(f"the service could not be told: {error}")
-        node.drain(self._grace)
         end = time.monotonic() + self._grace
+        # The engine takes a node whose task has just begun for one that is idle, and would end it (seen).
+        if not self._leave.urgently(_SETTLE):
+            node.drain(self._grace + _NEVER)
         while node.alive():
             if self._leave.urgently(_LOOK) or time.monotonic() > end:
                 _say("left before everything had ended: what ran here is run again elsewhere")
