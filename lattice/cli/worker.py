@@ -28,9 +28,9 @@ _HEARTBEAT = 5.0
 _PAUSE = 5.0
 #: Seconds after which all that was placed here has begun.
 _SETTLE = 3.0
-#: Seconds by which the engine's deadline is later than ours: of what was running at its own, it would tell nobody.
-_NEVER = 86_400.0
-#: Seconds between looks whether the node has ended.
+#: Seconds that the engine has to move what does nothing here.
+_MOVE = 30.0
+#: Seconds between looks whether anything runs.
 _LOOK = 0.5
 
 #: What the service says, or does not, while it is away for a while.
@@ -190,15 +190,33 @@ class Worker:
         except _AWAY as error:
             _say(f"the service could not be told: {error}")
         end = time.monotonic() + self._grace
-        # The engine takes a node whose task has just begun for one that is idle, and would end it (seen).
-        if not self._leave.urgently(_SETTLE):
-            node.drain(self._grace + _NEVER)
-        while node.alive():
-            if self._leave.urgently(_LOOK) or time.monotonic() > end:
-                _say("left before everything had ended: what ran here is run again elsewhere")
-                return 1
-        _say("left")
-        return 0
+        # What was placed here at that moment begins, and the service hears of it.
+        pause = _SETTLE
+        while not self._leave.urgently(pause) and time.monotonic() < end and node.alive():
+            if not self._runs_something(joined):
+                # Not earlier: the engine may take a node that has work for one that is idle (seen), and ends it.
+                self._drain(node)
+                _say("left")
+                return 0
+            pause = _LOOK
+        _say("left before everything had ended: what ran here is run again elsewhere")
+        return 1
+
+    def _runs_something(self, joined: Joined) -> bool:
+        """Whether tasks run here. As long as the service does not say, they may."""
+        try:
+            found = [each for each in self._service.workers() if each["node_id"] == joined.node_id]
+        except _AWAY as error:
+            self._note("unreachable", f"the service does not answer, the node stays: {error}")
+            return True
+        return bool(found and found[0]["running"])
+
+    def _drain(self, node: RayNode) -> None:
+        """Gives replicas that have nothing to do the time to start elsewhere."""
+        node.drain(_MOVE)
+        end = time.monotonic() + _MOVE
+        while node.alive() and time.monotonic() < end and not self._leave.urgently(_LOOK):
+            pass
 
 
 def resources_of(joined: Joined) -> dict[str, Any]:

@@ -117,8 +117,8 @@ class NodeRegistry:
         """The id under which a node of the engine was registered, else its own."""
         return self._names.get(engine_id, engine_id)
 
-    def describe(self) -> list[dict[str, object]]:
-        """Registered nodes, then nodes of the engine that nobody registered."""
+    def describe(self, running: Mapping[NodeId, int]) -> list[dict[str, object]]:
+        """Registered nodes, then nodes of the engine that nobody registered, with how many tasks run there."""
         engine_ids = {name: engine_id for engine_id, name in self._names.items()}
         found: list[dict[str, object]] = []
         for node in self._nodes.values():
@@ -130,6 +130,7 @@ class NodeRegistry:
                     "node_ip": node.node_ip,
                     "status": status if node.connected else "disconnected",
                     "engine_node_id": engine_id,
+                    "running": running.get(node.node_id, 0),
                     "resources": dict(node.resources),
                 }
             )
@@ -141,6 +142,7 @@ class NodeRegistry:
                         "node_ip": engine_node.node_ip,
                         "status": "unregistered",
                         "engine_node_id": engine_node.node_id,
+                        "running": running.get(engine_node.node_id, 0),
                         "resources": {
                             "cpu": engine_node.cpu,
                             "cpu_mem": engine_node.memory,

@@ -434,7 +434,7 @@ class Orchestrator:
         """Registered nodes and their status, and the engine's nodes that nobody registered."""
         parts = self._parts
         await parts.refresh_nodes(fresh=0.0)
-        described = parts.nodes.describe()
+        described = parts.nodes.describe(parts.runs.running())
         await parts.journal.barrier()
         return described
 

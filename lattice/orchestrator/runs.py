@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +24,7 @@ from lattice.errors import (
     TooLargeError,
     UnavailableError,
 )
-from lattice.ids import RunId, TaskId
+from lattice.ids import NodeId, RunId, TaskId
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.logs import TaskLogs
@@ -59,7 +60,7 @@ from lattice.workflow.events import (
     TimerFired,
 )
 from lattice.workflow.graph import Binding
-from lattice.workflow.messages import Message
+from lattice.workflow.messages import Message, MessageType
 from lattice.workflow.run import Run
 from lattice.workflow.states import TaskState
 from lattice.workflow.task import Resources
@@ -75,7 +76,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 class _Live:
     """A run, when and in which trace it was requested, and what prevents the timer that each task waits for.
 
-    `deadline` prevents the run's own. `needs` is what its tasks ask for, once somebody has wanted to know.
+    `deadline` prevents the run's own. `needs` is what its tasks ask for, once somebody has wanted to know; `places` where those run that do.
     """
 
     run: Run
@@ -84,6 +85,16 @@ class _Live:
     deadline: Callable[[], None] | None = None
     timers: dict[TaskId, Callable[[], None]] = field(default_factory=dict)
     needs: frozenset[Resources] | None = None
+    places: dict[TaskId, NodeId] = field(default_factory=dict)
+
+    def note(self, message: Message) -> None:
+        """Where the task of a message runs from now on, or that it does no more."""
+        if message.task_id is None:
+            self.places.clear()
+        elif message.type is MessageType.START_TASK:
+            self.places[message.task_id] = NodeId(str(message.data["node_id"]))
+        else:
+            self.places.pop(message.task_id, None)
 
     def disarm(self, task_id: TaskId | None) -> None:
         """Prevents the timer of a task; of all tasks for None."""
@@ -207,6 +218,10 @@ class Runs:
             and progress.state in (TaskState.QUEUED, TaskState.RUNNING)
         )
 
+    def running(self) -> Counter[NodeId]:
+        """How many tasks run on each node, by the id under which users know it."""
+        return Counter(node for live in self._live.values() for node in live.places.values())
+
     def needs(self) -> set[Resources]:
         """What the tasks of live runs ask for."""
         found: set[Resources] = set()
@@ -290,6 +305,7 @@ class Runs:
             match command:
                 case Publish(message):
                     live.disarm(message.task_id)
+                    live.note(message)
                 case Execute() if self._journal.outage is None:
                     self._dispatcher.submit(self._job(live, command.task_id, command.attempt))
                 case Execute():

@@ -430,7 +430,7 @@ class GetRayPortResponse(StatusResponse):
 class WorkersResponse(StatusResponse):
     workers: list[dict[str, Any]] = Field(
         description="Registered workers, and nodes of the engine that nobody registered: `node_id`, `node_ip`, "
-        "`status` (`active`, `waiting`, `disconnected`, `unregistered`), `engine_node_id`, `resources`."
+        "`status` (`active`, `waiting`, `disconnected`, `unregistered`), `engine_node_id`, `running` tasks, `resources`."
     )
 
 

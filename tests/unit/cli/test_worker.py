@@ -71,11 +71,12 @@ def service(*statuses: str | None) -> FakeService:
     fake.answers["POST /connect_worker"] = (200, {})
     fake.answers["POST /disconnect_worker"] = (200, {})
     entries = [
-        [] if status is None else [{"node_id": "n1", "status": status}] for status in statuses
+        [] if status is None else [{"node_id": "n1", "status": status, "running": 0}]
+        for status in statuses
     ]
     fake.answers["GET /workers"] = [
         *((200, {"workers": each}) for each in entries),
-        *[(200, {"workers": [{"node_id": "n1", "status": "active"}]})] * 100,
+        *[(200, {"workers": [{"node_id": "n1", "status": "active", "running": 0}]})] * 100,
     ]
     return fake
 
@@ -102,11 +103,26 @@ def test_it_joins_registers_and_leaves_in_order(
     assert capsys.readouterr().err.rstrip().endswith("left")
 
 
+def test_what_runs_is_waited_for(node: type[Node]) -> None:
+    """As the service sees it; only then is the node drained."""
+    fake = service()
+    busy = [
+        {"node_id": "n1", "status": "disconnected", "running": running} for running in (2, 1, 0)
+    ]
+    fake.answers["GET /workers"] = [(200, {"workers": [each]}) for each in busy]
+    assert work(fake, Script(0)) == 0
+    assert fake.answers["GET /workers"] == []
+    assert node.did == ["made for 127.0.0.1:6379", "join", "drain", "stop"]
+
+
 def test_a_second_signal_does_not_wait(
     node: type[Node], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The exit status says that something was cut off."""
-    assert work(service(), Script(0, urgent_after=1)) == 1
+    fake = service()
+    busy = [{"node_id": "n1", "status": "disconnected", "running": 1}]
+    fake.answers["GET /workers"] = [(200, {"workers": busy})] * 9
+    assert work(fake, Script(0, urgent_after=4)) == 1
     assert node.did[-1] == "stop"
     assert "run again elsewhere" in capsys.readouterr().err
 
@@ -160,7 +176,10 @@ def test_a_service_that_is_away_is_waited_for_but_not_at_first(
     with pytest.raises(ConnectionFailedError):
         work(fake, Script(3))
     fake = service()
-    fake.answers["GET /workers"] = [(500, {"detail": "broken"})] * 2
+    fake.answers["GET /workers"] = [
+        *[(500, {"detail": "broken"})] * 2,
+        (200, {"workers": []}),
+    ]
     fake.answers["POST /disconnect_worker"] = (500, {"detail": "broken"})
     assert work(fake, Script(2)) == 0
     words = capsys.readouterr().err
