@@ -89,6 +89,7 @@ def build_orchestrator(
             max_live_runs=settings.max_live_runs,
             max_unfinished_tasks=settings.max_unfinished_tasks,
             max_log_bytes=settings.max_log_bytes,
+            no_node_seconds=settings.no_node_seconds,
         ),
         defaults=Defaults(
             retry=RetryPolicy(

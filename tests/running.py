@@ -135,17 +135,18 @@ INGRESS = "ray::ServeReplica:lattice:ingress"
 def running_service(
     command: Sequence[str] = Service.command,
     beside: Sequence[dict[str, object]] = (),
+    host: str = "127.0.0.1",
     **settings: object,
 ) -> Iterator[Service]:
     """A service of its own, with `settings` as the configuration's `args`; stopped at the end.
 
-    `beside` are further Serve applications on its cluster, as a configuration has them.
+    `host` is the address that it listens on. `beside` are further Serve applications on its cluster, as a configuration has them.
     """
     # Short, as Ray puts sockets below it, whose paths may have at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
     port = free_port()
     document = yaml.safe_load((ROOT / "configs" / "lattice.yaml").read_text())
-    document["http_options"]["port"] = port
+    document["http_options"] |= {"host": host, "port": port}
     document["applications"][0]["args"] = {"data_dir": str(folder / "data"), **settings}
     document["applications"].extend(beside)
     config = folder / "lattice.yaml"
@@ -169,3 +170,29 @@ def running_service(
     finally:
         service.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def redeployed(service: Service, **settings: object) -> Iterator[None]:
+    """The same configuration with other `settings`, deployed on the cluster of a running service."""
+    port = httpx.post(f"{service.url}/get_head_ray_port", timeout=PATIENCE).json()["port"]
+    document = yaml.safe_load(service.config.read_text())
+    document["applications"][0]["args"] |= settings
+    changed = service.config.with_name("changed.yaml")
+    changed.write_text(yaml.safe_dump(document))
+    command = f". .venv/bin/activate && exec serve run --address 127.0.0.1:{port} {changed}"
+    with service.log.open("ab") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=ROOT,
+            env={**service.environ, "RAY_AUTH_MODE": "token"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        # Without a word, as a stop would take the service along.
+        process.kill()
+        process.wait()

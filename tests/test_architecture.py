@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "ids": set(),
+    "versions": set(),
     "workflow": {"errors", "ids", "workflow"},
     "ports": {"workflow", "ids", "errors", "ports"},
     "settings": {"errors", "pydantic"},
@@ -38,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "ids",
         "settings",
+        "versions",
         "observability",
         "fastapi",
         "pydantic",
@@ -54,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "ids",
     },
-    "client": {"client", "workflow.task", "errors", "ids", "api.models", "pydantic"},
+    "client": {"client", "workflow.task", "errors", "ids", "api.models", "versions", "pydantic"},
+    "cli": {"cli", "client", "errors", "versions"},
     "examples": {"PUBLIC", "examples", "numpy", "sklearn", "langgraph"},
     "testing": {"workflow", "ports", "errors", "ids", "orchestrator", "store", "testing"},
     "__init__": {"client", "errors", "api.models"},
@@ -73,6 +76,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "lattice/client/subscription.py": {"websockets"},  # and this one the WebSocket library
     "lattice/client/pickling.py": {"cloudpickle"},  # pickles the user's own code
     "lattice/client/stable.py": {"cloudpickle"},  # to the same bytes in every process
+    "lattice/cli/ray_node.py": {"ray"},  # makes a machine a node of the cluster
     "lattice/client/progress.py": {"tqdm"},  # draws the progress bar
 }
 

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from lattice.api.models.schemas import ErrorResponse
@@ -27,6 +28,7 @@ from lattice.errors import (
     InvalidTransitionError,
     LatticeError,
     NotFoundError,
+    ProtocolRefusedError,
     TooLargeError,
     UnavailableError,
     UserCodeError,
@@ -37,6 +39,7 @@ _logger = logging.getLogger(__name__)
 #: The status of an error is that of the first class of its MRO that is listed.
 STATUS: Mapping[type, int] = {
     InvalidRequestError: 400,
+    ProtocolRefusedError: 400,
     ForbiddenError: 403,
     NotFoundError: 404,
     ConflictError: 409,
@@ -95,6 +98,15 @@ def error_response(error: LatticeError) -> Response:
     if isinstance(error, UnavailableError):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
     return SafeJSONResponse({"detail": str(error)}, status_of(error), headers)
+
+
+async def refuse(error: LatticeError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers a request, or a handshake of a WebSocket, that does not get to the application."""
+    if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
+        await error_response(error)(scope, receive, send)
+    else:
+        # Closing before accepting is how ASGI refuses a handshake: 403.
+        await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:100]})
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from lattice.api.guard import GuardMiddleware
 from lattice.api.limits import BodyLimitMiddleware
 from lattice.api.routes import health, langgraph, runs, worker, workflow
 from lattice.api.signals import SignalHandlers
+from lattice.api.versions import VersionMiddleware
 from lattice.errors import OrchestratorNotInitializedError
 from lattice.observability.logs import use_stderr
 from lattice.observability.metrics import Metrics, MetricsMiddleware, shutdown_metrics
@@ -192,7 +193,7 @@ def create_app(
         description="Task-level distributed framework for LLM agents",
         version="2.0.0",
         lifespan=lifespan,
-        responses=errors.refusals(403, 413, 422, 500, 503),
+        responses=errors.refusals(400, 403, 413, 422, 500, 503),
     )
     app.state.holder = holder
     errors.install(app)
@@ -201,6 +202,7 @@ def create_app(
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(GuardMiddleware, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(VersionMiddleware)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["*"],

@@ -16,6 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from lattice.client.errors import ConnectionFailedError, DeadlineError, ServiceError
 from lattice.client.transport import is_local
+from lattice.versions import own_headers, user_agent
 
 #: What a proxy in front of the service answers while it restarts, which knows no path then (404) or nobody who
 #: answers. The service itself refuses with a close code.
@@ -78,6 +79,8 @@ def open_socket(url: str, timeout: float) -> Iterator[Messages]:
                     close_timeout=1,
                     max_size=None,  # results are bounded by the service
                     proxy=None if is_local(url) else True,
+                    additional_headers=own_headers(),
+                    user_agent_header=user_agent(),
                 )
             )
         except InvalidStatus as error:

@@ -15,6 +15,7 @@ class Limits:
         max_live_runs: most runs that have not ended.
         max_unfinished_tasks: most tasks of all those runs together that have not ended.
         max_log_bytes: what is kept of what an attempt prints.
+        no_node_seconds: how long a task waits for a node that could hold it; None for ever.
     """
 
     max_tasks_per_workflow: int
@@ -23,6 +24,7 @@ class Limits:
     max_live_runs: int = 10_000
     max_unfinished_tasks: int = 200_000
     max_log_bytes: int = 64 * 1024
+    no_node_seconds: float | None = 30.0
 
 
 @dataclass(frozen=True, slots=True)

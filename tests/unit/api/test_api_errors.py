@@ -16,6 +16,7 @@ CASES: list[tuple[LatticeError, int]] = [
     (errors.InvalidRequestError("f", "x", "y is allowed"), 400),
     (errors.CycleError("f", ["a", "b", "a"]), 400),
     (errors.ForbiddenError("Host", "evil"), 403),
+    (errors.ProtocolRefusedError("9.0", "9", "1.0", 1, 1), 400),
     (errors.WorkflowNotFoundError("w"), 404),
     (errors.TaskNotFoundError("t", "w"), 404),
     (errors.EdgeNotFoundError("s", "t", "w"), 404),
