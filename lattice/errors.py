@@ -13,6 +13,9 @@ LatticeError
 ├── ConflictError                  an idempotency key that was used for another request
 ├── TooLargeError                  over a limit of the settings
 ├── ForbiddenError                 a request that a foreign web page made a browser send
+├── UnauthorizedError              no API key, or one that is not accepted
+├── AdminOnlyError                 a tenant's key for what only operators may do
+├── TooManyRequestsError           more requests than a tenant's keys allow
 ├── UserCodeError                  the user's own code failed in a synchronous call
 ├── CallTimeoutError               a synchronous call took too long
 ├── UnavailableError               not now; trying again may help
@@ -188,6 +191,48 @@ class ForbiddenError(LatticeError):
         return (
             f"{self.header} {self.value!r} is not this service; requests from pages of other sites "
             "are refused (setting allowed_hosts names the hosts that may be used)"
+        )
+
+
+class UnauthorizedError(LatticeError):
+    """A request without an API key, or with one that is not accepted. `rejected`: there was one."""
+
+    def __init__(self, reason: str, rejected: bool = False) -> None:
+        super().__init__(reason, rejected)
+        self.reason = reason
+        self.rejected = rejected
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class AdminOnlyError(LatticeError):
+    """A request with the key of a tenant for what only operators may do."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(tenant)
+        self.tenant = tenant
+
+    def __str__(self) -> str:
+        return (
+            f"the API key of {self.tenant!r} may not do this: it needs a key with `admin: true` in the setting "
+            "api_keys"
+        )
+
+
+class TooManyRequestsError(LatticeError):
+    """More requests of a tenant than its keys allow. `retry_after` is in seconds."""
+
+    def __init__(self, tenant: str, allowed: float, retry_after: float) -> None:
+        super().__init__(tenant, allowed, retry_after)
+        self.tenant = tenant
+        self.allowed = allowed
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"requests_per_second: the API keys of {self.tenant!r} allow {self.allowed:g} requests a second; "
+            "wait as long as Retry-After says"
         )
 
 

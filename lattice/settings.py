@@ -6,12 +6,16 @@ an environment variable `LATTICE_<NAME>`, which is read once, when the object is
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from lattice.errors import InvalidRequestError
+from lattice.keys import ApiKey, parse_keys
 
 _PREFIX = "LATTICE_"
 
@@ -122,6 +126,20 @@ class LatticeSettings(BaseModel):
         description="Host names under which a browser may use the service; `*` allows any. Requests "
         "with another `Host`, or from a page of another site, are refused.",
     )
+    api_keys: tuple[ApiKey, ...] = Field(
+        default=(),
+        description="Who may use the service: objects as `lattice key NAME` prints them, in the environment as a "
+        "JSON list. With any, every endpoint but `/healthz` and `/readyz` needs a key.",
+    )
+    batches_across_tenants: bool = Field(
+        default=False,
+        description="Whether calls of one task definition share replicas and batches whatever tenants they are of.",
+    )
+    allow_unauthenticated_network_access: bool = Field(
+        default=False,
+        description="Whether a service without `api_keys` may listen on an address that other machines reach, and "
+        "so run code for whoever is in the network.",
+    )
     ingress_replicas: int = Field(
         default=1, ge=1, description="How many processes answer HTTP requests."
     )
@@ -188,10 +206,17 @@ class LatticeSettings(BaseModel):
                 continue
             if field.annotation == tuple[str, ...]:
                 found[name] = text.split(",")
+            elif name == "api_keys":
+                found[name] = _json(_PREFIX + name.upper(), text)
             else:
                 # What a YAML file writes as null, to switch off what is on by default.
                 found[name] = None if text == "null" else text
         return found | given
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _parse_keys(cls, given: object) -> tuple[ApiKey, ...]:
+        return parse_keys(given)
 
     @property
     def resolved_store_url(self) -> str:
@@ -208,3 +233,13 @@ class LatticeSettings(BaseModel):
 
     def _folder(self) -> Path:
         return self.data_dir.expanduser().absolute()
+
+
+def _json(variable: str, text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        # Without the text, which may have a key in it.
+        raise InvalidRequestError(
+            variable, "what is no JSON", "a JSON list of keys as `lattice key` prints them is allowed"
+        ) from None

@@ -15,6 +15,7 @@ from fastapi import Depends, Header, Request
 from pydantic import AfterValidator
 from starlette.requests import HTTPConnection
 
+from lattice.api.access import RequestCaller
 from lattice.api.exposition import Exposition
 from lattice.api.following import StreamPolicy
 from lattice.errors import (
@@ -23,7 +24,7 @@ from lattice.errors import (
     UnavailableError,
 )
 from lattice.observability.metrics import Metrics
-from lattice.ports.service import Once, OrchestratorService
+from lattice.ports.service import ANYBODY, Once, OrchestratorService
 from lattice.workflow import checks
 
 
@@ -81,9 +82,10 @@ async def app_holder(connection: HTTPConnection) -> Holder:
 AppHolder = Annotated[Holder, Depends(app_holder)]
 
 
-async def orchestrator(holder: AppHolder) -> OrchestratorService:
-    """The orchestrator that answers this request; tests override this dependency."""
-    return holder.get()
+async def orchestrator(holder: AppHolder, caller: RequestCaller) -> OrchestratorService:
+    """The orchestrator that answers this request, as its caller sees it; tests override this dependency."""
+    service = holder.get()
+    return service if caller == ANYBODY else service.for_caller(caller)
 
 
 Service = Annotated[OrchestratorService, Depends(orchestrator)]
@@ -105,6 +107,7 @@ async def readiness(service: Service) -> None:
 
 async def idempotency(
     request: Request,
+    caller: RequestCaller,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -125,7 +128,7 @@ async def idempotency(
     # The reach of a key is one endpoint and one body, byte for byte.
     digest = hashlib.sha256(f"{request.method} {request.url.path}\n".encode())
     digest.update(await request.body())
-    return Once(key, digest.hexdigest())
+    return Once(key, digest.hexdigest(), caller.tenant)
 
 
 def _without_nul(text: str) -> str:

@@ -7,6 +7,7 @@ quote what the user sent, so it is written in ASCII JSON, which holds any text.
 from __future__ import annotations
 
 import logging
+import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +16,13 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from lattice.api.models.schemas import ErrorResponse
 from lattice.api.responses import SafeJSONResponse
 from lattice.errors import (
+    AdminOnlyError,
     CallTimeoutError,
     ConflictError,
     ForbiddenError,
@@ -28,6 +31,8 @@ from lattice.errors import (
     LatticeError,
     NotFoundError,
     TooLargeError,
+    TooManyRequestsError,
+    UnauthorizedError,
     UnavailableError,
     UserCodeError,
 )
@@ -37,10 +42,13 @@ _logger = logging.getLogger(__name__)
 #: The status of an error is that of the first class of its MRO that is listed.
 STATUS: Mapping[type, int] = {
     InvalidRequestError: 400,
+    UnauthorizedError: 401,
     ForbiddenError: 403,
+    AdminOnlyError: 403,
     NotFoundError: 404,
     ConflictError: 409,
     TooLargeError: 413,
+    TooManyRequestsError: 429,
     UserCodeError: 500,
     InvalidTransitionError: 500,
     UnavailableError: 503,
@@ -57,15 +65,20 @@ CLOSE_CODES: Mapping[type, int] = {
 #: What is said of an error that is no LatticeError: its text may hold what is not for users.
 INTERNAL_DETAIL = "Internal error of the service; its log has the traceback"
 
+#: How a client is told to bring a key (RFC 6750).
+_CHALLENGE = 'Bearer realm="lattice"'
+
 #: Longest close reason that RFC 6455 allows, in bytes.
 _MAX_REASON = 123
 
 _DESCRIPTIONS = {
     400: "What was asked makes no sense; `detail` names the field, what was found, what is allowed.",
-    403: "The request comes from a page of another site, or names another host.",
+    401: "No API key, or one that is not accepted; `detail` says how to send one.",
+    403: "The request comes from a page of another site, or names another host; or it needs an `admin` key.",
     404: "An id that names nothing.",
     409: "The `Idempotency-Key` was used for another request.",
     413: "Over a limit; `detail` names the setting.",
+    429: "More requests than the API key allows; `Retry-After` says when to try again.",
     422: "The body or a parameter is malformed; `detail` names the field.",
     500: "The user's own code failed (`detail` is its traceback), or the service did.",
     503: "Not now; `Retry-After` says when to try again.",
@@ -94,7 +107,22 @@ def error_response(error: LatticeError) -> Response:
     headers = {}
     if isinstance(error, UnavailableError):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    elif isinstance(error, TooManyRequestsError):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    elif isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = _CHALLENGE + (', error="invalid_token"' * error.rejected)
+    elif isinstance(error, AdminOnlyError):
+        headers["WWW-Authenticate"] = f'{_CHALLENGE}, error="insufficient_scope"'
     return SafeJSONResponse({"detail": str(error)}, status_of(error), headers)
+
+
+async def refuse(error: LatticeError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers a request, or the opening of a WebSocket, before any route sees it."""
+    if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
+        await error_response(error)(scope, receive, send)
+    else:
+        # Closing before accepting is how ASGI refuses a handshake: 403.
+        await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:100]})
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lattice.api.errors import error_response
+from lattice.api.errors import refuse
 from lattice.errors import ForbiddenError
 
 #: Reveals nothing, and probes ask for it by address.
@@ -42,11 +42,8 @@ class GuardMiddleware:
             error = self._refusal(Headers(scope=scope))
         if error is None:
             await self._app(scope, receive, send)
-        elif scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
-            await error_response(error)(scope, receive, send)
         else:
-            # Closing before accepting is how ASGI refuses a handshake: 403.
-            await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:100]})
+            await refuse(error, scope, receive, send)
 
     def _refusal(self, headers: Headers) -> ForbiddenError | None:
         if "*" in self._allowed:

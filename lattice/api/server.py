@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from lattice.api import errors
+from lattice.api.access import KeyMiddleware
 from lattice.api.dependencies import Holder, use_holder
 from lattice.api.exposition import Exposition, publishing
 from lattice.api.guard import GuardMiddleware
@@ -192,7 +193,7 @@ def create_app(
         description="Task-level distributed framework for LLM agents",
         version="2.0.0",
         lifespan=lifespan,
-        responses=errors.refusals(403, 413, 422, 500, 503),
+        responses=errors.refusals(401, 403, 413, 422, 429, 500, 503),
     )
     app.state.holder = holder
     errors.install(app)
@@ -200,7 +201,12 @@ def create_app(
         app.include_router(routes.router)
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
-    app.add_middleware(GuardMiddleware, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(
+        KeyMiddleware, keys=settings.api_keys, processes=settings.ingress_replicas if owner is None else 1
+    )
+    if not settings.api_keys or "allowed_hosts" in settings.model_fields_set:
+        # No page of another site has a key, and a key lets a service be used under any name.
+        app.add_middleware(GuardMiddleware, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["*"],
