@@ -50,6 +50,46 @@ class LatticeSettings(BaseModel):
     max_tasks_per_workflow: int = Field(
         default=20_000, ge=1, description="Most tasks in one workflow."
     )
+    max_edges_per_workflow: int = Field(
+        default=200_000,
+        ge=0,
+        description="Most pairs of tasks with an edge in one workflow, be it explicit or by a reference.",
+    )
+    max_code_bytes: int = Field(
+        default=16 * 1024 * 1024, ge=1, description="Largest source or pickle of a task, in bytes."
+    )
+    max_batch_size: int = Field(
+        default=10_000, ge=1, le=100_000, description="Largest `batch_config.batch_size` of a task."
+    )
+    max_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=31_536_000,
+        description="Longest `timeout` that a task may have, in seconds; one that says none has this one.",
+    )
+    max_deadline: float | None = Field(
+        default=None,
+        gt=0,
+        le=31_536_000,
+        description="Longest `deadline` that a run may have, in seconds; one that says none has this one.",
+    )
+    max_workflows_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most workflows of one tenant (without API keys: of all together); null sets no limit.",
+    )
+    max_live_runs_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most runs of one tenant that have not ended, beside `max_live_runs` for all; beyond it, new "
+        "ones are answered 503. Null sets no limit of its own.",
+    )
+    max_open_streams: int = Field(
+        default=5_000,
+        ge=1,
+        description="Most WebSockets and streams of server-sent events at a time in one ingress process; more are "
+        "answered 503, and on a WebSocket 1013.",
+    )
     max_result_bytes: int = Field(
         default=16 * 1024 * 1024,
         ge=1,
@@ -241,5 +281,7 @@ def _json(variable: str, text: str) -> object:
     except ValueError:
         # Without the text, which may have a key in it.
         raise InvalidRequestError(
-            variable, "what is no JSON", "a JSON list of keys as `lattice key` prints them is allowed"
+            variable,
+            "what is no JSON",
+            "a JSON list of keys as `lattice key` prints them is allowed",
         ) from None

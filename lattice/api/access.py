@@ -32,6 +32,9 @@ _BEARER_PROTOCOL = "lattice.bearer."
 
 _CALLER = "lattice.caller"
 
+#: No tenant has this name.
+_NOBODY = Caller(Tenant(""), admin=False)
+
 _NO_KEY = (
     "an API key is needed: send `Authorization: Bearer KEY` (the SDK takes it from LATTICE_API_KEY), or open the "
     f"WebSocket with the subprotocols `{PROTOCOL}` and `{_BEARER_PROTOCOL}KEY`; whoever runs the service makes "
@@ -88,7 +91,7 @@ class KeyMiddleware:
             return ANYBODY
         if path in _OPEN_PATHS:
             # They reveal nothing and do nothing for anybody.
-            return Caller(None, admin=False)
+            return _NOBODY
         if given is None:
             raise UnauthorizedError(_NO_KEY)
         key = self._ring.find(given, self._now())
@@ -133,9 +136,7 @@ def _take_key(scope: Scope) -> str | None:
     secret = {b"authorization", b"sec-websocket-protocol"}
     scope["headers"] = [each for each in scope["headers"] if each[0].lower() not in secret]
     if offered:
-        scope["subprotocols"] = [
-            name for name in offered if not name.startswith(_BEARER_PROTOCOL)
-        ]
+        scope["subprotocols"] = [name for name in offered if not name.startswith(_BEARER_PROTOCOL)]
     return given
 
 

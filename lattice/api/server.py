@@ -202,7 +202,9 @@ def create_app(
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(
-        KeyMiddleware, keys=settings.api_keys, processes=settings.ingress_replicas if owner is None else 1
+        KeyMiddleware,
+        keys=settings.api_keys,
+        processes=settings.ingress_replicas if owner is None else 1,
     )
     if not settings.api_keys or "allowed_hosts" in settings.model_fields_set:
         # No page of another site has a key, and a key lets a service be used under any name.

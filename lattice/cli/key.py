@@ -19,13 +19,19 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("key", help="make an API key", description=__doc__)
     parser.add_argument("name", metavar="NAME", help="whose it is: the tenant")
     parser.add_argument(
-        "--expires", metavar="WHEN", help="days from now, such as 90d, or a time with its zone (ISO 8601)"
+        "--expires",
+        metavar="WHEN",
+        help="days from now, such as 90d, or a time with its zone (ISO 8601)",
     )
     parser.add_argument(
-        "--admin", action="store_true", help="for operators: worker nodes, metrics, and what all tenants have"
+        "--admin",
+        action="store_true",
+        help="for operators: worker nodes, metrics, and what all tenants have",
     )
     parser.add_argument("--requests-per-second", type=float, metavar="N", help="most requests")
-    parser.add_argument("--max-concurrent-tasks", type=int, metavar="N", help="most tasks at a time")
+    parser.add_argument(
+        "--max-concurrent-tasks", type=int, metavar="N", help="most tasks at a time"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.set_defaults(run=run)
 
@@ -71,6 +77,8 @@ def _expiry(text: str, now: datetime) -> str:
         when = None
     if when is None or when.tzinfo is None or when <= now:
         raise InvalidRequestError(
-            "--expires", repr(text), "days from now, such as 90d, or a later time with its zone is allowed"
+            "--expires",
+            repr(text),
+            "days from now, such as 90d, or a later time with its zone is allowed",
         )
     return when.isoformat()

@@ -22,6 +22,8 @@ def headers_of(api_key: str | None) -> dict[str, str]:
         return {}
     if not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidRequestError(
-            where, "text that cannot be a key (not shown)", "a key as `lattice key` prints it is allowed"
+            where,
+            "text that cannot be a key (not shown)",
+            "a key as `lattice key` prints it is allowed",
         )
     return {"authorization": f"Bearer {key}"}

@@ -16,7 +16,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -31,9 +31,9 @@ from lattice.execution.pacing import Pacing
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunctions
 from lattice.execution.ray_starts import StartListener
-from lattice.execution.shape import Shape
+from lattice.execution.shape import Shape, env_of
 from lattice.execution.shortage import shortage
-from lattice.ids import Digest, RunId, TaskId
+from lattice.ids import Digest, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Call,
     CallResult,
@@ -367,8 +367,8 @@ class RayTaskDispatcher:
             raise TooLargeError("max_result_bytes", answer.found, self._max_result_bytes, "bytes")
         return answer
 
-    async def render(self, value: Value, limit: int) -> bytes:
-        """The JSON text of a stored value, made in a process that runs user code.
+    async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:
+        """The JSON text of a tenant's stored value, made in a process that runs its code.
 
         Raises:
             InvalidRequestError: the value is not JSON.
@@ -376,7 +376,7 @@ class RayTaskDispatcher:
             UnavailableError: the process that made it died.
         """
         async with self._renderers:
-            function = self._render.of(_RENDER_SHAPE)
+            function = self._render.of(replace(_RENDER_SHAPE, runtime_env=env_of({}, tenant)))
             try:
                 frame = await self._result(function.remote(value, self._storage_url, limit))
                 rendering = wire.decode_rendering(frame)

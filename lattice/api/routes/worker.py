@@ -19,9 +19,7 @@ from lattice.api.requests import JSONRoute
 from lattice.ids import NodeId
 
 # The cluster is the operator's, not a tenant's.
-router = APIRouter(
-    tags=["worker"], route_class=JSONRoute, dependencies=[Depends(operators_only)]
-)
+router = APIRouter(tags=["worker"], route_class=JSONRoute, dependencies=[Depends(operators_only)])
 
 
 @router.post("/connect_worker", responses=refusals(400))

@@ -12,6 +12,7 @@ from lattice.ids import NodeId, RunId, TaskId, WorkflowId
 from lattice.ports.execution import CallResult
 from lattice.ports.service import (
     VALUE_PART_BYTES,
+    Caller,
     LogMessages,
     Once,
     OrchestratorService,
@@ -90,6 +91,10 @@ class ScriptedService(OrchestratorService):
         self.fails: Exception | None = None
         self.result: object = {"answer": 42}
         self.value = b'{"a":1}'
+
+    def for_caller(self, caller: Caller) -> ScriptedService:
+        self.calls.append(("for_caller", caller))
+        return self
 
     def _note(self, *call: object) -> None:
         self.calls.append(call)
