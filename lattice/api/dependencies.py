@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from starlette.requests import HTTPConnection
 from lattice.api.access import RequestCaller
 from lattice.api.exposition import Exposition
 from lattice.api.following import StreamPolicy
+from lattice.api.limits import OpenStreams
 from lattice.errors import (
     InvalidRequestError,
     OrchestratorNotInitializedError,
@@ -37,6 +39,7 @@ class Holder:
         metrics: None where metrics are not collected.
         exposition: None where this process is the only one.
         streams: how event streams are kept up.
+        open_streams: counts those that are open.
         stopping: set when the server has been told to stop; event streams then end.
     """
 
@@ -44,6 +47,7 @@ class Holder:
     metrics: Metrics | None = None
     exposition: Exposition | None = None
     streams: StreamPolicy = field(default_factory=StreamPolicy)
+    open_streams: OpenStreams = field(default_factory=lambda: OpenStreams(sys.maxsize))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def get(self) -> OrchestratorService:

@@ -20,7 +20,7 @@ from lattice.api.access import KeyMiddleware
 from lattice.api.dependencies import Holder, use_holder
 from lattice.api.exposition import Exposition, publishing
 from lattice.api.guard import GuardMiddleware
-from lattice.api.limits import BodyLimitMiddleware
+from lattice.api.limits import BodyLimitMiddleware, OpenStreams
 from lattice.api.routes import health, langgraph, runs, worker, workflow
 from lattice.api.signals import SignalHandlers
 from lattice.errors import OrchestratorNotInitializedError
@@ -135,7 +135,11 @@ def create_app(
         InvalidRequestError: an unknown exporter or an endpoint that is not a URL.
     """
     settings = settings or LatticeSettings()
-    holder = Holder(orchestrator=orchestrator, exposition=exposition)
+    holder = Holder(
+        orchestrator=orchestrator,
+        exposition=exposition,
+        open_streams=OpenStreams(settings.max_open_streams),
+    )
     if metrics_enabled and settings.metrics_enabled:
         holder.metrics = Metrics(
             metrics_exporter

@@ -167,7 +167,7 @@ async def get_workflow_res(
     print.
 
     Close codes: 1000 after the last message, 4400 for a bad `after`, 4404 for an unknown run, 1013 when
-    the orchestrator stays unavailable (connect again, with `after`), 1011 for a defect.
+    the orchestrator stays unavailable or too many streams are open (connect again, with `after`), 1011 for a defect.
     """
     await send_over_websocket(
         websocket,
@@ -179,4 +179,5 @@ async def get_workflow_res(
             holder.streams,
             logs=logs,
         ),
+        holder.open_streams,
     )
