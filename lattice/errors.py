@@ -13,6 +13,7 @@ LatticeError
 ├── ConflictError                  an idempotency key that was used for another request
 ├── TooLargeError                  over a limit of the settings
 ├── ForbiddenError                 a request that a foreign web page made a browser send
+├── ExposedError                   a request over the network to a service without API keys
 ├── UnauthorizedError              no API key, or one that is not accepted
 ├── AdminOnlyError                 a tenant's key for what only operators may do
 ├── TooManyRequestsError           more requests than a tenant's keys allow
@@ -192,6 +193,18 @@ class ForbiddenError(LatticeError):
             f"{self.header} {self.value!r} is not this service; requests from pages of other sites "
             "are refused (setting allowed_hosts names the hosts that may be used)"
         )
+
+
+class ExposedError(LatticeError):
+    """A request over the network to a service that has no API keys. `address` is where it came in."""
+
+    def __init__(self, address: str, advice: str) -> None:
+        super().__init__(address, advice)
+        self.address = address
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"the service listens on {self.address}, which other machines reach, without API keys. {self.advice}"
 
 
 class UnauthorizedError(LatticeError):

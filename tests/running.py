@@ -135,17 +135,18 @@ INGRESS = "ray::ServeReplica:lattice:ingress"
 def running_service(
     command: Sequence[str] = Service.command,
     beside: Sequence[dict[str, object]] = (),
+    host: str = "127.0.0.1",
     **settings: object,
 ) -> Iterator[Service]:
     """A service of its own, with `settings` as the configuration's `args`; stopped at the end.
 
-    `beside` are further Serve applications on its cluster, as a configuration has them.
+    `beside` are further Serve applications on its cluster, as a configuration has them; `host` is where it listens.
     """
     # Short, as Ray puts sockets below it, whose paths may have at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
     port = free_port()
     document = yaml.safe_load((ROOT / "configs" / "lattice.yaml").read_text())
-    document["http_options"]["port"] = port
+    document["http_options"] |= {"host": host, "port": port}
     document["applications"][0]["args"] = {"data_dir": str(folder / "data"), **settings}
     document["applications"].extend(beside)
     config = folder / "lattice.yaml"

@@ -19,6 +19,7 @@ from lattice.api import errors
 from lattice.api.access import KeyMiddleware
 from lattice.api.dependencies import Holder, use_holder
 from lattice.api.exposition import Exposition, publishing
+from lattice.api.exposure import LocalOnlyMiddleware, may_be_anywhere
 from lattice.api.guard import GuardMiddleware
 from lattice.api.limits import BodyLimitMiddleware, OpenStreams
 from lattice.api.routes import health, langgraph, runs, worker, workflow
@@ -213,6 +214,8 @@ def create_app(
     if not settings.api_keys or "allowed_hosts" in settings.model_fields_set:
         # No page of another site has a key, and a key lets a service be used under any name.
         app.add_middleware(GuardMiddleware, allowed_hosts=settings.allowed_hosts)
+    if owner is not None and not may_be_anywhere(settings):
+        app.add_middleware(LocalOnlyMiddleware)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["*"],
