@@ -18,6 +18,7 @@ from lattice.ids import Digest, TaskId, Tenant, WorkflowId
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.policies import Defaults, Limits
 from lattice.ports.environment import Clock, IdSource
+from lattice.ports.removal import DeleteWorkflow, Removal
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.ports.store import (
     DeleteEdge,
@@ -142,6 +143,12 @@ class Catalogue:
         workflow.del_task(task_id)
         return [DeleteTask(workflow.workflow_id, task_id)]
 
+    def delete(self, workflow: Workflow) -> list[Removal]:
+        """Forgets a workflow."""
+        del self._workflows[workflow.workflow_id]
+        self._counts[workflow.tenant] -= 1
+        return [DeleteWorkflow(workflow.workflow_id)]
+
     def submit(
         self,
         uploads: Sequence[TaskUpload],
@@ -204,7 +211,12 @@ class Catalogue:
     def _check_another(self, tenant: Tenant | None) -> None:
         count, most = self._counts.get(tenant, 0) + 1, self._limits.max_workflows_per_tenant
         if most is not None and count > most:
-            raise TooLargeError("max_workflows_per_tenant", count, most, "workflows")
+            raise TooLargeError(
+                "max_workflows_per_tenant",
+                count,
+                most,
+                "workflows (DELETE /workflows/{workflow_id} makes room)",
+            )
 
     def _code(self, upload: CodeUpload, name: str) -> tuple[Code, PutBlob]:
         field = "code_str" if upload.form is CodeForm.SOURCE else "code_ser"

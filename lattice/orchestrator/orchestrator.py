@@ -152,7 +152,7 @@ class Orchestrator:
 
         A task that runs on replicas is got ready for its first run where it or the settings say so.
         """
-        saved: list[Task] = []
+        saved: list[tuple[Task, Tenant | None]] = []
 
         def change(catalogue: Catalogue, workflow: Workflow) -> list[Write]:
             if workflow.task(upload.task_id).kind is not TaskKind.CODE:
@@ -162,14 +162,14 @@ class Orchestrator:
                     "only tasks of type 'code' are saved; add a langgraph task anew to change it",
                 )
             writes = catalogue.save_task(workflow, upload, add_edges=add_edges)
-            saved.append(workflow.task(upload.task_id))
+            saved.append((workflow.task(upload.task_id), workflow.tenant))
             return writes
 
         await self._edit(workflow_id, change)
-        task = saved[-1]
+        task, tenant = saved[-1]
         warm_up = self._warm_up if task.scaling.warm_up is None else task.scaling.warm_up
         if warm_up and task.code is not None and task.on_replicas:
-            await self._prepare(task, (await self._parts.catalogue.workflow(workflow_id)).tenant)
+            await self._prepare(task, tenant)
 
     async def _prepare(self, task: Task, tenant: Tenant | None) -> None:
         """Begins to make ready what the first attempt of a task would have to wait for."""
@@ -201,8 +201,12 @@ class Orchestrator:
             workflow_id, lambda catalogue, workflow: catalogue.del_task(workflow, task_id)
         )
 
+    async def delete_workflow(self, workflow_id: WorkflowId) -> None:
+        """Removes a workflow with its tasks; its runs go on, and stay. Raises WorkflowNotFoundError."""
+        await self._edit(workflow_id, lambda catalogue, workflow: catalogue.delete(workflow))
+
     async def _edit(
-        self, workflow_id: WorkflowId, change: Callable[[Catalogue, Workflow], list[Write]]
+        self, workflow_id: WorkflowId, change: Callable[[Catalogue, Workflow], Sequence[Write]]
     ) -> None:
         parts = self._parts
         workflow = await parts.catalogue.workflow(workflow_id)

@@ -75,6 +75,10 @@ class TenantView:
         await self._check_workflow(workflow_id)
         await self._everything.del_task(workflow_id, task_id)
 
+    async def delete_workflow(self, workflow_id: WorkflowId) -> None:
+        await self._check_workflow(workflow_id)
+        await self._everything.delete_workflow(workflow_id)
+
     async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]:
         await self._check_workflow(workflow_id)
         return await self._everything.workflow_tasks(workflow_id)

@@ -20,6 +20,7 @@ from lattice.ports.removal import (
     DeleteRun,
     DeleteUnusedBlobs,
     DeleteValues,
+    DeleteWorkflow,
     DropNote,
     Leftovers,
     PutNote,
@@ -410,6 +411,10 @@ class MemoryStore:
                     printed.pop(part, None)
                 if not printed:
                     self._printed.pop(removal.run_id, None)
+            case DeleteWorkflow(workflow_id):
+                self._workflows.pop(workflow_id, None)
+                for task_id in self._drafts.pop(workflow_id, _Draft()).tasks:
+                    del self._codes[workflow_id, task_id]
             case DeleteUnusedBlobs():
                 for digest in removal.digests:
                     if not self._is_used(digest):

@@ -137,6 +137,13 @@ async def submit_workflow(
     return SubmitWorkflowResponse(workflow_id=workflow_id, run_id=run_id)
 
 
+@router.delete("/workflows/{workflow_id}", responses=refusals(404))
+async def delete_workflow(workflow_id: AnyId, service: Service) -> StatusResponse:
+    """Deletes a workflow with its tasks. Its runs go on, and stay until they are deleted themselves."""
+    await service.delete_workflow(WorkflowId(workflow_id))
+    return StatusResponse()
+
+
 @router.delete("/workflows/{workflow_id}/runs")
 async def delete_runs(
     workflow_id: AnyId,

@@ -125,6 +125,9 @@ class ScriptedService(OrchestratorService):
     async def del_task(self, workflow_id: WorkflowId, task_id: TaskId) -> None:
         self._note("del_task", workflow_id, task_id)
 
+    async def delete_workflow(self, workflow_id: WorkflowId) -> None:
+        self._note("delete_workflow", workflow_id)
+
     async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]:
         self._note("workflow_tasks", workflow_id)
         return [{"id": "t1", "name": "one"}]

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from lattice.errors import InvalidRequestError, OverloadedError, TooLargeError
+from lattice.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    TooLargeError,
+    WorkflowNotFoundError,
+)
 from lattice.ids import TaskId, Tenant, WorkflowId
 from lattice.ports.service import Caller, CodeUpload, TaskUpload
 from lattice.workflow.task import CodeForm
@@ -136,7 +141,7 @@ async def test_workflows_of_a_tenant(make_world: MakeWorld) -> None:
     """Of each by itself, however they are made, and still after a restart."""
     world = await world_with(make_world, max_workflows_per_tenant=2)
     refused = pytest.raises(
-        TooLargeError, match="max_workflows_per_tenant: found 3 workflows; at most 2"
+        TooLargeError, match="max_workflows_per_tenant: found 3 workflows .*at most 2"
     )
     for name in ("alice", "bob"):
         tenant = world.orchestrator.for_caller(Caller(Tenant(name), admin=False))
@@ -179,3 +184,26 @@ async def test_live_runs_of_a_tenant(make_world: MakeWorld) -> None:
     await alice.run_workflow(flows["alice"])
     with refused:
         await alice.run_workflow(flows["alice"])
+
+
+async def test_a_workflow_that_is_deleted_makes_room_and_its_runs_stay(
+    make_world: MakeWorld,
+) -> None:
+    """It is gone for whoever asks, at once and after a restart; its run goes on to its end."""
+    world = await world_with(make_world, max_workflows_per_tenant=1)
+    orchestrator = world.orchestrator
+    workflow_id, run_id = await orchestrator.submit_workflow([upload("a"), upload("b")], [(A, B)])
+    with pytest.raises(TooLargeError, match=r"DELETE /workflows/\{workflow_id\} makes room"):
+        await orchestrator.create_workflow()
+    await orchestrator.delete_workflow(workflow_id)
+    for _ in range(2):
+        with pytest.raises(WorkflowNotFoundError):
+            await world.orchestrator.workflow_tasks(workflow_id)
+        with pytest.raises(WorkflowNotFoundError):
+            await world.orchestrator.delete_workflow(workflow_id)
+        await world.restart()
+    other = await world.orchestrator.create_workflow()
+    world.dispatcher.succeed(run_id, A, out=b"1")
+    world.dispatcher.succeed(run_id, B, out=b"1")
+    assert (await world.messages(run_id))[-1] == "finish_workflow"
+    assert await world.orchestrator.workflow_tasks(other) == []

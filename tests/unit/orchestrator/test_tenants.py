@@ -42,6 +42,7 @@ OF_WORKFLOW: dict[str, Request] = {
     "add_edge": lambda s, w, r: s.add_edge(w, A, B),
     "del_edge": lambda s, w, r: s.del_edge(w, A, B),
     "del_task": lambda s, w, r: s.del_task(w, A),
+    "delete_workflow": lambda s, w, r: s.delete_workflow(w),
     "workflow_tasks": lambda s, w, r: s.workflow_tasks(w),
     "run_workflow": lambda s, w, r: s.run_workflow(w),
     "add_langgraph_task": lambda s, w, r: s.add_langgraph_task(w, upload("l")),
