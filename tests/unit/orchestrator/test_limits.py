@@ -141,7 +141,7 @@ async def test_workflows_of_a_tenant(make_world: MakeWorld) -> None:
     """Of each by itself, however they are made, and still after a restart."""
     world = await world_with(make_world, max_workflows_per_tenant=2)
     refused = pytest.raises(
-        TooLargeError, match="max_workflows_per_tenant: found 3 workflows .*at most 2"
+        TooLargeError, match=r"max_workflows_per_tenant: found 3 workflows .*at most 2"
     )
     for name in ("alice", "bob"):
         tenant = world.orchestrator.for_caller(Caller(Tenant(name), admin=False))
