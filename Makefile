@@ -4,7 +4,7 @@ PYTHON ?= python3
 CONFIG ?= configs/lattice.yaml
 BIN := .venv/bin
 
-.PHONY: setup serve test loadtest check format lock
+.PHONY: setup serve test loadtest bench check format lock
 
 setup: .venv/ready
 
@@ -36,6 +36,10 @@ test: setup
 # Starts a service of its own, and fails where a limit of loadtests/load.py is broken.
 loadtest: setup
 	$(BIN)/python -m loadtests.load --users 20 --seconds 75
+
+# Every benchmark beside its floor, half an hour in all; the table and the picture go to loadtests/results.
+bench: setup
+	$(BIN)/python -m loadtests.report
 
 check: setup
 	$(BIN)/ruff format --check .

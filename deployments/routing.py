@@ -17,6 +17,7 @@ from deployments.replicas.identity import Bounds
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.ids import Digest, RunId, TaskId, Tenant
 from lattice.ports.execution import (
+    Ahead,
     Call,
     CallResult,
     Definition,
@@ -49,9 +50,10 @@ class RoutingDispatcher:
         self,
         report: Callable[[RunId, Report], None],
         load_code: Callable[[Digest], bytes],
+        ahead: Ahead,
     ) -> None:
-        """Gets ready. `report` is called on the loop; `load_code` blocks and is called in a thread."""
-        await self._tasks.start(report, load_code)
+        """Gets ready. Only tasks that do not go to replicas are run ahead of their time."""
+        await self._tasks.start(report, load_code, ahead)
         await self._replicas.start(report, load_code, self._tasks.starts)
 
     def load(self) -> Load:

@@ -46,17 +46,40 @@ class Figure:
     at_least: float | None = None
     at_most: float | None = None
 
+    @property
+    def target(self) -> float | None:
+        """What the median is meant to reach, if there is such a thing."""
+        return self.at_most if self.at_least is None else self.at_least
+
+    @property
+    def reached(self) -> bool:
+        """Whether the median is on the right side of its target; true if it has none."""
+        median = statistics.median(self.values)
+        low = self.at_least is None or median >= self.at_least
+        return low and (self.at_most is None or median <= self.at_most)
+
+    @property
+    def label(self) -> str:
+        """The name by itself."""
+        return self.name.strip()
+
+    def cells(self) -> list[str]:
+        """Median, lowest, highest, target, and whether that is reached."""
+        numbers = (statistics.median(self.values), min(self.values), max(self.values))
+        shown = [f"{number:,.{self.digits}f}" for number in numbers]
+        if self.target is None:
+            return [*shown, "", ""]
+        sign = "<=" if self.at_least is None else ">="
+        return [*shown, f"{sign} {self.target:g}", "reached" if self.reached else "MISSED"]
+
     def line(self) -> str:
         """The line as text."""
-        median = statistics.median(self.values)
-        shown = [median, min(self.values), max(self.values)]
-        cells = "".join(f"{value:11,.{self.digits}f}" for value in shown)
-        target = ""
-        if self.at_least is not None:
-            target = f"  >= {self.at_least:g}  {'reached' if median >= self.at_least else 'MISSED'}"
-        elif self.at_most is not None:
-            target = f"  <= {self.at_most:g}  {'reached' if median <= self.at_most else 'MISSED'}"
-        return f"{self.name:<44}{cells}{target}"
+        median, lowest, highest, target, word = self.cells()
+        return f"{self.name:<44}{median:>11}{lowest:>11}{highest:>11}  {target} {word}".rstrip()
+
+    def row(self) -> str:
+        """The line in Markdown."""
+        return f"| {' | '.join([self.label, *self.cells()])} |"
 
 
 def ratios(values: Sequence[float], floors: Sequence[float]) -> list[float]:
@@ -195,7 +218,7 @@ class Tasks:
 
     async def start(self) -> None:
         """Starts the dispatcher."""
-        await self._dispatcher.start(self._report, self._sources.__getitem__)
+        await self._dispatcher.start(self._report, self._sources.__getitem__, lambda *_: ())
 
     async def close(self) -> None:
         """Ends it, and its replicas."""

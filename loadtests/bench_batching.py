@@ -46,7 +46,7 @@ class ByHand:
         return await asyncio.gather(*(self._run(x) for x in numbers))
 
 
-async def measure(folder: str) -> None:
+async def measure(folder: str) -> list[Figure]:
     """Prints the figures."""
 
     def by_hand(name: str, wait: float) -> Any:
@@ -86,30 +86,26 @@ async def measure(folder: str) -> None:
             calls = await rate(group, 10_000 // GROUP, IN_FLIGHT // GROUP)
             grouped.append(calls * GROUP)
             alone.append(await rate(unbatched, 100, IN_FLIGHT))
-    show(
-        [
-            Figure("by hand, one call per item, items/s", floors, 0),
-            Figure("  the same, waiting 20 ms", waited, 0),
-            Figure(f"  the same, groups of {GROUP}", grouped, 0),
-            Figure("replica, unbatched, items/s", alone, 0),
-            Figure("replica, batched, items/s", reached, 0),
-            Figure(f"  mean batch of {SIZE}", sizes, 1, at_least=30),
-            Figure(
-                f"  of the limit of {LIMIT:.0f}", [each / LIMIT for each in reached], at_least=0.9
-            ),
-            Figure("  times by hand", ratios(reached, floors), at_least=3),
-            Figure("  times by hand, waiting 20 ms", ratios(reached, waited)),
-            Figure("  times by hand, in groups", ratios(reached, grouped)),
-            Figure("  times unbatched", ratios(reached, alone), 1, at_least=20),
-        ]
-    )
+    return [
+        Figure("by hand, one call per item, items/s", floors, 0),
+        Figure("  the same, waiting 20 ms", waited, 0),
+        Figure(f"  the same, groups of {GROUP}", grouped, 0),
+        Figure("replica, unbatched, items/s", alone, 0),
+        Figure("replica, batched, items/s", reached, 0),
+        Figure(f"  mean batch of {SIZE}", sizes, 1, at_least=30),
+        Figure(f"  of the limit of {LIMIT:.0f}", [each / LIMIT for each in reached], at_least=0.9),
+        Figure("  times by hand", ratios(reached, floors), at_least=3),
+        Figure("  times by hand, waiting 20 ms", ratios(reached, waited)),
+        Figure("  times by hand, in groups", ratios(reached, grouped)),
+        Figure("  times unbatched", ratios(reached, alone), 1, at_least=20),
+    ]
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts an engine and measures."""
     with engine() as folder:
-        asyncio.run(measure(folder))
+        return asyncio.run(measure(folder))
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

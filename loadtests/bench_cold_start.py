@@ -82,7 +82,7 @@ async def ours(tasks: Tasks, name: str) -> tuple[float, float]:
     return found
 
 
-async def measure(folder: str) -> None:
+async def measure(folder: str) -> list[Figure]:
     """Prints the figures."""
     floors: list[tuple[float, float]] = []
     found: list[tuple[float, float]] = []
@@ -101,14 +101,14 @@ async def measure(folder: str) -> None:
             Figure(f"task, from {name}, s", own),
             Figure("  times bare", ratios(own, floor), at_most=1.3),
         ]
-    show(figures)
+    return figures
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts an engine and measures."""
     with engine() as folder:
-        asyncio.run(measure(folder))
+        return asyncio.run(measure(folder))
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

@@ -27,7 +27,7 @@ def register(rest: Rest, name: str, fields: dict[str, object]) -> float:
     return (time.perf_counter() - begun) * 1_000 / NUMBER
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts a service and measures."""
     single: list[float] = []
     batched: list[float] = []
@@ -38,14 +38,12 @@ def main() -> None:
             single.append(register(rest, f"single {number}", {}))
             batched.append(register(rest, f"batched {number}", {"batch_config": BATCH}))
     beyond = [own - floor for own, floor in zip(batched, single, strict=True)]
-    show(
-        [
-            Figure("a task that is not batched, ms", single, 1),
-            Figure("a batched task, ms", batched, 1),
-            Figure("  beyond one that is not, ms", beyond, 1, at_most=20),
-        ]
-    )
+    return [
+        Figure("a task that is not batched, ms", single, 1),
+        Figure("a batched task, ms", batched, 1),
+        Figure("  beyond one that is not, ms", beyond, 1, at_most=20),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

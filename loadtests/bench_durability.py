@@ -12,8 +12,6 @@ import asyncio
 import os
 from contextlib import ExitStack
 
-import psutil
-
 from loadtests.bench import Figure, ratios, show
 from loadtests.driving import driver, fan_out
 from loadtests.service import cpu_seconds, service
@@ -37,7 +35,8 @@ class Side:
 
     def spent(self) -> float:
         """CPU seconds of the service's processes so far."""
-        return sum(cpu_seconds(self.running).values()) - _own()
+        seconds = cpu_seconds(self.running)
+        return sum(seconds.values()) - seconds["this client"]
 
     async def run(self) -> None:
         """One run; adds its rate, and the CPU that it cost the orchestrator."""
@@ -48,11 +47,6 @@ class Side:
         self.costs.append((cpu_seconds(self.running)["orchestrator"] - before) * 1_000 / NUMBER)
 
 
-def _own() -> float:
-    own = psutil.Process().cpu_times()
-    return own.user + own.system
-
-
 def _idle(side: Side, seconds: float) -> float:
     """CPU seconds per second of a service that does nothing."""
     before = side.spent()
@@ -60,7 +54,7 @@ def _idle(side: Side, seconds: float) -> float:
     return (side.spent() - before) / seconds
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts the services and measures."""
     with ExitStack() as stack:
         sides = [
@@ -81,8 +75,8 @@ def main() -> None:
             for side in sides if number % 2 else reversed(sides):
                 asyncio.run(side.run())
     floor = sides[0]
-    figures = [Figure(f"{each.name}, tasks/s", each.rates, 0) for each in sides]
-    figures += [
+    found = [Figure(f"{each.name}, tasks/s", each.rates, 0) for each in sides]
+    found += [
         Figure(
             f"  {each.name}, of the rate in memory",
             ratios(each.rates, floor.rates),
@@ -90,9 +84,9 @@ def main() -> None:
         )
         for each in sides[1:]
     ]
-    figures += [Figure(f"{each.name}: orchestrator, ms a task", each.costs) for each in sides]
-    show([*figures, Figure("an idle service, cores", idle)])
+    found += [Figure(f"{each.name}: orchestrator, ms a task", each.costs) for each in sides]
+    return [*found, Figure("an idle service, cores", idle)]
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

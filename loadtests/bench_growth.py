@@ -94,11 +94,11 @@ async def measure(running: Service) -> list[Figure]:
     ]
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts a service and measures."""
     with service() as running:
-        show(asyncio.run(measure(running)))
+        return asyncio.run(measure(running))
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

@@ -103,11 +103,11 @@ async def measure(url: str, shut: Gate) -> list[Figure]:
     return [*apart.figures(5, 50), *together.figures(None, None)]
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts a service and measures."""
     with gate() as shut, service() as running:
-        show(asyncio.run(measure(running.url, shut)))
+        return asyncio.run(measure(running.url, shut))
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

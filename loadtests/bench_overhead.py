@@ -96,21 +96,19 @@ async def measure(url: str) -> list[Figure]:
     ]
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts a service and measures."""
     with service(beside=[BARE]) as running:
-        figures = asyncio.run(measure(running.url))
+        found = asyncio.run(measure(running.url))
         with LatticeClient(running.url) as client:
             built(client)
             seconds = [built(client) for _ in range(ROUNDS)]
     milliseconds = [each * 1_000 for each in seconds]
-    show(
-        [
-            *figures,
-            Figure(f"SDK: {LONG} tasks to an accepted run, ms", milliseconds, 1, at_most=100),
-        ]
-    )
+    return [
+        *found,
+        Figure(f"SDK: {LONG} tasks to an accepted run, ms", milliseconds, 1, at_most=100),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

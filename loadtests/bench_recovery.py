@@ -117,7 +117,7 @@ class Runs:
                 await client.follow(workflow_id, run_id)
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts the services and measures."""
     floors: list[float] = []
     empties: list[float] = []
@@ -138,17 +138,15 @@ def main() -> None:
             fulls.append(runs.recovery(f"full-{number}"))
             starts.append(imports())
         asyncio.run(runs.end())
-    show(
-        [
-            Figure("bare Serve application, s", floors),
-            Figure("imports in a new interpreter, s", starts),
-            Figure("service without runs, s", empties),
-            Figure("  times bare", ratios(empties, floors)),
-            Figure(f"service with {RUNS:,} unfinished runs, s", fulls),
-            Figure("  times without", ratios(fulls, empties), at_most=3),
-        ]
-    )
+    return [
+        Figure("bare Serve application, s", floors),
+        Figure("imports in a new interpreter, s", starts),
+        Figure("service without runs, s", empties),
+        Figure("  times bare", ratios(empties, floors)),
+        Figure(f"service with {RUNS:,} unfinished runs, s", fulls),
+        Figure("  times without", ratios(fulls, empties), at_most=3),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

@@ -65,11 +65,11 @@ async def measure(url: str) -> list[Figure]:
     ]
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts a service and measures."""
     with service(beside=[BARE]) as running:
-        show(asyncio.run(measure(running.url)))
+        return asyncio.run(measure(running.url))
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

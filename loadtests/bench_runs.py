@@ -73,7 +73,7 @@ async def one_round(running: Service, rest: Rest, workflow_id: str) -> float:
     return RUNS * ITEMS / (time.perf_counter() - begun)
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts a service and measures."""
     reached: list[float] = []
     costs: dict[str, list[float]] = {}
@@ -88,16 +88,12 @@ def main() -> None:
             for part, spent in after.items():
                 milliseconds = (spent - before[part]) * 1_000 / (RUNS * ITEMS)
                 costs.setdefault(part, []).append(milliseconds)
-    show(
-        [
-            Figure("whole runs, items/s", reached, 0),
-            Figure(
-                f"  of the limit of {LIMIT:.0f}", [each / LIMIT for each in reached], at_least=0.6
-            ),
-            *(Figure(f"CPU of {part}, ms an item", spent) for part, spent in costs.items()),
-        ]
-    )
+    return [
+        Figure("whole runs, items/s", reached, 0),
+        Figure(f"  of the limit of {LIMIT:.0f}", [each / LIMIT for each in reached], at_least=0.6),
+        *(Figure(f"CPU of {part}, ms an item", spent) for part, spent in costs.items()),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

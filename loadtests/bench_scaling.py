@@ -51,7 +51,7 @@ def scaled(tasks: Tasks, source: str, replicas: int, size: int) -> Scaled:
     return Scaled(tasks.task(f"{source}# {replicas}\n", batch, scaling), replicas, size)
 
 
-async def measure(folder: str) -> None:
+async def measure(folder: str) -> list[Figure]:
     """Prints the figures."""
     async with tasks_on(folder) as tasks:
         batched = [scaled(tasks, BATCHED, replicas, SIZE) for replicas in (1, MANY)]
@@ -61,23 +61,21 @@ async def measure(folder: str) -> None:
         for _ in range(ROUNDS):
             for each in (*batched, *alone):
                 await each.measure()
-    show(
-        [
-            batched[0].figure("batched, 1 replica"),
-            batched[1].figure(f"batched, {MANY} replicas"),
-            Figure("  times 1 replica", ratios(batched[1].rates, batched[0].rates), at_least=3.4),
-            alone[0].figure("unbatched, 1 replica"),
-            alone[1].figure(f"unbatched, {MANY} replicas"),
-            Figure("  times 1 replica", ratios(alone[1].rates, alone[0].rates), at_least=3.4),
-        ]
-    )
+    return [
+        batched[0].figure("batched, 1 replica"),
+        batched[1].figure(f"batched, {MANY} replicas"),
+        Figure("  times 1 replica", ratios(batched[1].rates, batched[0].rates), at_least=3.4),
+        alone[0].figure("unbatched, 1 replica"),
+        alone[1].figure(f"unbatched, {MANY} replicas"),
+        Figure("  times 1 replica", ratios(alone[1].rates, alone[0].rates), at_least=3.4),
+    ]
 
 
-def main() -> None:
+def figures() -> list[Figure]:
     """Starts an engine and measures."""
     with engine() as folder:
-        asyncio.run(measure(folder))
+        return asyncio.run(measure(folder))
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

@@ -70,7 +70,7 @@ class Driver:
         """Reads the messages of a run that succeeds; how many they were."""
         address = socket_url(self.url, f"/get_workflow_res/{workflow_id}/{run_id}")
         number, last = 0, ""
-        async with websockets.connect(address, compression=None) as socket:
+        async with websockets.connect(address, compression=None, open_timeout=120) as socket:
             async for message in socket:
                 number, last = number + 1, str(message)
         end = json.loads(last)

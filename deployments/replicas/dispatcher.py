@@ -221,7 +221,8 @@ class ReplicaDispatcher:
         references = []
         for taken in group.open.values():
             job = taken.job
-            upstream, positions = self._held.upstream(job.run_id, job.arguments)
+            upstream: dict[TaskId, LargeReference] = {}
+            positions = self._held.upstream(job.run_id, job.arguments, upstream)
             references.append([*upstream.values()])
             assignments.append(
                 Assignment.of(
@@ -243,7 +244,7 @@ class ReplicaDispatcher:
         except wire.FrameError as error:
             _logger.warning("a note of a start is not readable: %s", error)
 
-    def _heard_start(self, run_id: RunId, started: TaskStarted) -> None:
+    def _heard_start(self, run_id: RunId, started: TaskStarted, ends: bytes) -> None:
         taken = self._attempts.get((run_id, started.task_id, started.attempt))
         if taken is not None and not taken.started:
             taken.started = True

@@ -52,6 +52,7 @@ class Assignment:
         log_bytes: what is kept of what it prints, in bytes.
         trace: the trace context that it runs in; None if it is not traced.
         span_export: where its spans go.
+        after: tasks of the same call that must have succeeded first.
     """
 
     run_id: RunId
@@ -72,6 +73,7 @@ class Assignment:
     log_bytes: int = 0
     trace: str | None = None
     span_export: SpanExport | None = None
+    after: tuple[TaskId, ...] = ()
 
     @classmethod
     def of(
@@ -107,6 +109,7 @@ class Assignment:
             log_bytes=log_bytes,
             trace=job.trace,
             span_export=None if job.trace is None else span_export,
+            after=job.after,
         )
 
 
@@ -448,17 +451,6 @@ _REDUCERS: dict[type, Callable[[Any], Any]] = {
 }
 
 
-def encode(assignment: Assignment) -> bytes:
-    """The bytes from which a worker makes `assignment`: our own classes, pickled."""
-    return pickle.dumps(assignment, protocol=5)
-
-
-def decode(data: bytes) -> Assignment:
-    """The inverse of `encode`."""
-    assignment: Assignment = pickle.loads(data)
-    return assignment
-
-
 def encode_group(assignments: Sequence[Assignment]) -> bytes:
     """Many at once, so that what they share, such as their code, is written once."""
     file = io.BytesIO()
@@ -469,6 +461,6 @@ def encode_group(assignments: Sequence[Assignment]) -> bytes:
 
 
 def decode_group(data: bytes) -> list[Assignment]:
-    """The inverse of `encode_group`."""
+    """The inverse of `encode_group`: our own classes, unpickled."""
     assignments: list[Assignment] = pickle.loads(data)
     return assignments

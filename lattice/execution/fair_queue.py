@@ -61,6 +61,20 @@ class FairQueue(Generic[Lane, Item]):
             return item
         return None
 
+    def take_beside(
+        self, lane: Lane, group: Hashable, accept: Callable[[Item], bool], most: int
+    ) -> list[Item]:
+        """The next items of a group, while they are accepted: they share the turn of one that was taken."""
+        found = self._lanes[lane]
+        items = found.groups.get(group, OrderedDict())
+        taken: list[Item] = []
+        while items and len(taken) < most and accept(next(iter(items))):
+            taken.append(items.popitem(last=False)[0])
+        if group in found.groups and not items:
+            del found.groups[group]
+        found.out += len(taken)
+        return taken
+
     def done(self, lane: Lane) -> None:
         """An item of `lane` that was out is no longer."""
         found = self._lanes[lane]

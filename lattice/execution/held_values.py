@@ -34,15 +34,16 @@ class HeldValues(Generic[Reference]):
         self._held.clear()
 
     def upstream(
-        self, run_id: RunId, arguments: Iterable[Argument]
-    ) -> tuple[dict[TaskId, Reference], tuple[int | None, ...]]:
+        self, run_id: RunId, arguments: Iterable[Argument], references: dict[TaskId, Reference]
+    ) -> tuple[int | None, ...]:
         """What an attempt is given along with its arguments.
 
+        Args:
+            references: by the tasks they are of, for all attempts of a call; what this one needs is added.
+
         Returns:
-            References by the tasks they are of, and for each argument the position of its own among them:
-            None where it comes by another way.
+            For each argument the position of its own among `references`: None where it comes by another way.
         """
-        references: dict[TaskId, Reference] = {}
         positions: list[int | None] = []
         for argument in arguments:
             position = None
@@ -53,4 +54,4 @@ class HeldValues(Generic[Reference]):
                     references.setdefault(source, reference)
                     position = list(references).index(source)
             positions.append(position)
-        return references, tuple(positions)
+        return tuple(positions)

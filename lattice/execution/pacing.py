@@ -1,4 +1,4 @@
-"""How many tasks of a shape the engine has at a time.
+"""How many tasks of a shape the engine has at a time, and how long tasks last.
 
 The engine serves tasks of one shape in the order in which they came, so what it has is a queue that
 newcomers stand behind. It should be long enough that no place ever idles between two short tasks, and not
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from lattice.execution.shape import Shape
 from lattice.ports.execution import EngineNode
+from lattice.workflow.task import Code
 
 #: Seconds of work that the engine has beyond what runs.
 _AHEAD = 0.5
@@ -22,6 +23,28 @@ _FIRST_GUESS = 0.5
 _NEWEST = 0.2
 #: Shapes whose durations are remembered.
 _MAX_SHAPES = 256
+#: Codes whose durations are remembered.
+_MAX_CODES = 1_024
+#: Weight of a duration that is shorter than expected.
+_SHORTER = 0.3
+
+
+class Durations:
+    """How long attempts of each code are expected to last. One that was long is remembered for a while."""
+
+    def __init__(self) -> None:
+        self._seconds: OrderedDict[Code, float] = OrderedDict()
+
+    def observe(self, code: Code, seconds: float) -> None:
+        """An attempt of `code` has lasted `seconds`."""
+        known = self._seconds.pop(code, 0.0)
+        self._seconds[code] = max(seconds, known + _SHORTER * (seconds - known))
+        if len(self._seconds) > _MAX_CODES:
+            self._seconds.popitem(last=False)
+
+    def expected(self, code: Code) -> float:
+        """Seconds that an attempt of `code` may take; infinite if none has ended yet."""
+        return self._seconds.get(code, math.inf)
 
 
 class Pacing:

@@ -24,13 +24,16 @@ _PAUSE = 0.2
 
 _logger = logging.getLogger(__name__)
 
+#: Is told that an attempt has begun, and the ends of those before it in its call, as a frame of `wire`.
+Started = Callable[[RunId, TaskStarted, bytes], None]
+
 
 class StartListener:
     """Owns the mailbox actor and passes on what arrives in it. The actor dies with this process."""
 
     def __init__(
         self,
-        started: Callable[[RunId, TaskStarted], None],
+        started: Started,
         logged: Callable[[RunId, TaskLogged], None],
     ) -> None:
         self._logged = logged
@@ -38,7 +41,7 @@ class StartListener:
         self._create()
         self._task = asyncio.ensure_future(self._listen())
 
-    def also(self, started: Callable[[RunId, TaskStarted], None]) -> None:
+    def also(self, started: Started) -> None:
         """Tells one more; each knows which attempts are its own."""
         self._listeners.append(started)
 
@@ -72,12 +75,12 @@ class StartListener:
 
     def _hear_start(self, note: bytes) -> None:
         try:
-            run_id, started = wire.decode_start(note)
+            run_id, started, ends = wire.decode_start(note)
         except wire.FrameError as error:
             _logger.warning("a note in the mailbox is not readable: %s", error)
             return
         for listener in self._listeners:
-            listener(run_id, started)
+            listener(run_id, started, ends)
 
     def _hear_logs(self, note: bytes) -> None:
         try:

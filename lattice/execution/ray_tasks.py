@@ -1,6 +1,6 @@
-"""The Dispatcher over plain Ray tasks: one Ray task for each attempt.
+"""The Dispatcher over plain Ray tasks: one Ray task for each attempt, or for several short ones of a run.
 
-A task has two returns. The first, its report, is a small frame that is awaited here. The second holds its
+A task has two returns. The first, its report, is a small frame that is awaited here. The second holds the
 large outputs; only the reference is here, and goes to the tasks that want them, so that large values move
 from worker to worker. Should they be lost, or this process be a new one, workers read them from the
 storage, where they are too. Nothing of a user is unpickled in this process.
@@ -14,27 +14,28 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import ray
 from ray.exceptions import ObjectLostError
 
-from lattice.errors import InvalidRequestError, TooLargeError, UnavailableError, UserCodeError
 from lattice.execution import attempt, ray_cluster, ray_worker, wire
 from lattice.execution.attempt import Assignment, Large
 from lattice.execution.fair_queue import FairQueue
 from lattice.execution.held_values import HeldValues
-from lattice.execution.pacing import Pacing
+from lattice.execution.pacing import Durations, Pacing
+from lattice.execution.ray_calls import Frame, RayCalls, kill, ray_future
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunctions
 from lattice.execution.ray_starts import StartListener
-from lattice.execution.shape import Shape, env_of
+from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
 from lattice.ids import Digest, RunId, TaskId, Tenant
 from lattice.ports.execution import (
+    Ahead,
     Call,
     CallResult,
     Definition,
@@ -60,11 +61,8 @@ _SLICE = 50
 _NODES_PERIOD = 2.0
 #: Seconds that closing waits for cancelled tasks to end.
 _CLOSE_WAIT = 5.0
-#: Values rendered at once. Rendering asks for no CPU, so that it does not wait behind tasks.
-_RENDERERS = 4
-_RENDER_SHAPE = Shape(cpus=0, memory=0, gpus=0, runtime_env="", excluded=frozenset())
-
-Frame = ray.ObjectRef[bytes]
+#: Most attempts that share a call, how long they may last together, and one of them, in seconds.
+_MOST_FUSED, _FUSED_SECONDS, _SHORT = 64, 0.005, 0.002
 
 _logger = logging.getLogger(__name__)
 
@@ -75,23 +73,48 @@ class _Attempt:
 
     Attributes:
         code: its code, or a reference to it, kept until it has ended.
-        report: the reference to its report, once Ray has it.
-        large: the reference to its large outputs.
-        sources: tasks whose large outputs it was given by reference.
+        call: the call that owes its report, once Ray has it.
         started: its start was reported.
-        cancelled: it owes no report any more.
-        force: the timer that ends it the hard way.
+        ahead: nobody has asked for it yet: it comes after others of its call.
+        alone: it shares no call, as the one that it shared has died.
     """
 
     job: Job
     shape: Shape
     code: CodeSource | None = None
+    call: _Call | None = None
+    started: bool = False
+    ahead: bool = False
+    alone: bool = False
+
+    @property
+    def key(self) -> tuple[RunId, TaskId, int]:
+        return self.job.run_id, self.job.task_id, self.job.attempt
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """What Ray has as one task: an attempt, or several short ones of a run, in their order.
+
+    Attributes:
+        counted: how many of them the queue counts as out.
+        report: the reference to the frame of their ends.
+        large: the reference to the large outputs of the last that ended.
+        sources: tasks whose large outputs they were given by reference.
+        force: the timer that ends it the hard way.
+    """
+
+    attempts: list[_Attempt]
+    counted: int
     report: Frame | None = None
     large: ray.ObjectRef[Large | None] | None = None
     sources: tuple[TaskId, ...] = ()
-    started: bool = False
-    cancelled: bool = False
     force: asyncio.TimerHandle | None = None
+
+    @property
+    def owed(self) -> list[_Attempt]:
+        """Those whose report has not come."""
+        return [taken for taken in self.attempts if taken.call is self]
 
 
 class RayTaskDispatcher:
@@ -122,32 +145,31 @@ class RayTaskDispatcher:
     ) -> None:
         self._storage_url = storage_url
         self._inline_value_bytes = inline_value_bytes
-        self._max_result_bytes = max_result_bytes
         self._max_log_bytes = max_log_bytes
         self.span_export = span_export
         self._cancel_grace = cancel_grace
         self._attempts: dict[tuple[RunId, TaskId, int], _Attempt] = {}
         self._pacing = Pacing(max_in_flight)
+        self._durations = Durations()
         self._queue: FairQueue[Shape, _Attempt] = FairQueue(self._pacing.limit)
-        self._in_flight: dict[_Attempt, asyncio.Future[bytes]] = {}
-        self._calls: set[Frame] = set()
+        self._in_flight: dict[_Call, asyncio.Future[bytes]] = {}
+        self._calls = RayCalls(storage_url, max_result_bytes, cancel_grace)
         self.held = held if held is not None else HeldValues()
         self._pump_due = False
         self._closed = False
         self._node_watch: asyncio.Future[None] | None = None
-        self._renderers = asyncio.Semaphore(_RENDERERS)
-        self._run_attempt = RemoteFunctions(ray_worker.run_attempt, returns=2)
-        self._run_function = RemoteFunctions(ray_worker.run_function, returns=1)
-        self._render = RemoteFunctions(ray_worker.render, returns=1)
+        self._run_attempts = RemoteFunctions(ray_worker.run_attempts, returns=2)
 
     async def start(
         self,
         report: Callable[[RunId, Report], None],
         load_code: Callable[[Digest], bytes],
+        ahead: Ahead,
     ) -> None:
-        """Gets ready. `report` is called on the loop; `load_code` blocks and is called in a thread."""
+        """Gets ready; see `lattice.ports.execution.Dispatcher`."""
         self._loop = asyncio.get_running_loop()
         self._report = report
+        self._ahead = ahead
         self._codes = CodeSources(load_code)
         self.starts = StartListener(self._heard_start, report)
         await self.nodes()
@@ -157,16 +179,19 @@ class RayTaskDispatcher:
 
     def load(self) -> Load:
         """Attempts that wait here and those that Ray has. May be called from any thread."""
-        engaged = len(self._in_flight)
+        engaged = sum(len(call.owed) for call in [*self._in_flight])
         return Load(waiting=max(0, len(self._attempts) - engaged), engaged=engaged)
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
-        key = (job.run_id, job.task_id, job.attempt)
-        if self._closed or key in self._attempts:
-            return
         taken = _Attempt(job, Shape.of(job.definition))
-        self._attempts[key] = taken
+        known = self._attempts.get(taken.key)
+        if known is not None and known.ahead:
+            # It is on its way with those that it comes after; now all of its arguments are known.
+            known.job, known.ahead = job, False
+        if self._closed or known is not None:
+            return
+        self._attempts[taken.key] = taken
         taken.code = self._codes.get(job.definition.code.digest)
         if taken.code is not None:
             self._enqueue(taken)
@@ -175,7 +200,7 @@ class RayTaskDispatcher:
             loading.add_done_callback(functools.partial(self._code_loaded, taken))
 
     def _code_loaded(self, taken: _Attempt, loading: asyncio.Task[CodeSource]) -> None:
-        if taken.cancelled or loading.cancelled():
+        if self._attempts.get(taken.key) is not taken or loading.cancelled():
             return
         error = loading.exception()
         if error is not None:
@@ -196,105 +221,218 @@ class RayTaskDispatcher:
 
     def _pump(self) -> None:
         self._pump_due = False
-        for _ in range(_SLICE):
+        begun = 0
+        while begun < _SLICE:
             taken = None if self._closed else self._queue.take()
             if taken is None:
                 return
-            self._begin(taken)
+            call = self._fuse(taken)
+            self._begin(call)
+            begun += len(call.attempts)
         self._pump_soon()
 
-    def _begin(self, taken: _Attempt) -> None:
-        """Gives an attempt to Ray."""
+    def _fuse(self, taken: _Attempt) -> _Call:
+        """A call of an attempt, and of others of its run that are as short and wait, or come after it."""
+        left = _FUSED_SECONDS - self._expected(taken)
+        call = _Call([taken], counted=1)
+        if left < 0:
+            return call
+
+        def joins(other: _Attempt) -> bool:
+            nonlocal left
+            expected = self._expected(other)
+            if expected > left:
+                return False
+            left -= expected
+            return True
+
+        run_id = taken.job.run_id
+        beside = self._queue.take_beside(taken.shape, run_id, joins, _MOST_FUSED - 1)
+        call.attempts += beside
+        call.counted += len(beside)
+        room = _MOST_FUSED - len(call.attempts)
+        together = {each.job.task_id for each in call.attempts}
+        for job in self._ahead(run_id, [*together], room) if left > 0 else ():
+            follower = _Attempt(job, Shape.of(job.definition), ahead=True)
+            follower.code = self._codes.get(job.definition.code.digest)
+            fits = (
+                follower.shape == taken.shape
+                and follower.code
+                and follower.key not in self._attempts
+            )
+            if fits and together.issuperset(job.after) and joins(follower):
+                together.add(job.task_id)
+                call.attempts.append(follower)
+                self._attempts[follower.key] = follower
+        return call
+
+    def _expected(self, taken: _Attempt) -> float:
+        """Seconds that an attempt will take at most, by all that is known; infinite if it is to be alone."""
         job = taken.job
+        if taken.alone or job.timed or job.attempt > 1 or job.definition.batch.enabled:
+            return math.inf
+        seconds = self._durations.expected(job.definition.code)
+        return seconds if seconds <= _SHORT else math.inf
+
+    def _begin(self, call: _Call) -> None:
+        """Gives attempts to Ray."""
         try:
-            assignment, upstream = self._assign(taken)
-            function = self._run_attempt.of(taken.shape)
-            taken.report, taken.large = function.remote(
-                attempt.encode(assignment), [taken.code], *upstream
+            codes = {taken.job.definition.code.digest: taken.code for taken in call.attempts}
+            assignments, upstream = self._assign(call)
+            function = self._run_attempts.of(call.attempts[0].shape)
+            call.report, call.large = function.remote(
+                attempt.encode_group(assignments), codes, *upstream
             )
         except Exception as error:  # Ray refuses the options, such as a malformed runtime_env
-            self._queue.done(taken.shape)
-            self._end(taken, TaskFailed(job.task_id, job.attempt, time.time(), explain(error)))
+            self._count_back(call)
+            for taken in call.attempts:
+                job = taken.job
+                end = TaskFailed(job.task_id, job.attempt, time.time(), explain(error))
+                if taken.ahead:
+                    del self._attempts[taken.key]
+                else:
+                    self._end(taken, end)
             return
-        future = _future(taken.report)
-        self._in_flight[taken] = future
-        future.add_done_callback(functools.partial(self._landed, taken))
+        for taken in call.attempts:
+            taken.call = call
+        future = ray_future(call.report)
+        self._in_flight[call] = future
+        future.add_done_callback(functools.partial(self._landed, call))
 
-    def _assign(self, taken: _Attempt) -> tuple[Assignment, list[ray.ObjectRef[Large | None]]]:
+    def _assign(self, call: _Call) -> tuple[list[Assignment], list[ray.ObjectRef[Large | None]]]:
         """What the worker is told, and the references that come along."""
-        job = taken.job
-        upstream, positions = self.held.upstream(job.run_id, job.arguments)
-        taken.sources = tuple(upstream)
-        assignment = Assignment.of(
-            job,
-            positions,
-            storage_url=self._storage_url,
-            inline_value_bytes=self._inline_value_bytes,
-            mailbox=self.starts.mailbox,
-            log_bytes=self._max_log_bytes,
-            span_export=self.span_export,
-        )
-        return assignment, [*upstream.values()]
+        upstream: dict[TaskId, ray.ObjectRef[Large | None]] = {}
+        assignments = [
+            Assignment.of(
+                taken.job,
+                self.held.upstream(taken.job.run_id, taken.job.arguments, upstream),
+                storage_url=self._storage_url,
+                inline_value_bytes=self._inline_value_bytes,
+                mailbox=self.starts.mailbox,
+                log_bytes=self._max_log_bytes,
+                span_export=self.span_export,
+            )
+            for taken in call.attempts
+        ]
+        call.sources = tuple(upstream)
+        return assignments, [*upstream.values()]
 
-    def _landed(self, taken: _Attempt, future: asyncio.Future[bytes]) -> None:
-        """Ray is done with an attempt."""
-        del self._in_flight[taken]
-        self._queue.done(taken.shape)
-        if taken.force is not None:
-            taken.force.cancel()
+    def _count_back(self, call: _Call) -> None:
+        for _ in range(call.counted):
+            self._queue.done(call.attempts[0].shape)
+
+    def _landed(self, call: _Call, future: asyncio.Future[bytes]) -> None:
+        """Ray is done with a call."""
+        del self._in_flight[call]
+        self._count_back(call)
+        if call.force is not None:
+            call.force.cancel()
         error = None if future.cancelled() else future.exception()
-        if error is not None and taken.large is not None and not self._closed:
+        if error is not None and call.large is not None and not self._closed:
             # The other return holds the same error, which Ray logs if nobody has looked at it.
-            _future(taken.large).add_done_callback(
+            ray_future(call.large).add_done_callback(
                 lambda large: large.cancelled() or large.exception()
             )
-        if not taken.cancelled and not self._closed:
-            if isinstance(error, ObjectLostError) and taken.sources:
-                self._try_from_storage(taken)
+        if not self._closed:
+            try:
+                if error is not None:
+                    raise error
+                ends = wire.decode_ends(future.result(), len(call.attempts), first=True)
+            except Exception as problem:
+                self._fell(call, problem)
             else:
-                self._end(taken, self._end_of(taken, future))
+                self._deliver(call, ends)
+                self._give_back(call)
         self._pump_soon()
 
-    def _try_from_storage(self, taken: _Attempt) -> None:
-        """A large input is gone from the object store: once more, without references."""
-        for source in taken.sources:
-            self.held.drop(taken.job.run_id, source)
-        self._enqueue(taken)
+    def _deliver(self, call: _Call, ends: Mapping[int, bytes]) -> None:
+        """Reports the ends of a call, each after those that it comes after."""
+        for place, frame in ends.items():
+            taken = call.attempts[place]
+            if taken.call is not call:
+                continue
+            taken.call = None
+            if taken.ahead:
+                # What it came after has succeeded, and still nobody wants it.
+                del self._attempts[taken.key]
+            else:
+                self._end(taken, self._end_of(taken, frame), call.large)
 
-    def _end_of(
-        self, taken: _Attempt, future: asyncio.Future[bytes]
-    ) -> TaskSucceeded | TaskFailed | TaskLost:
+    def _give_back(self, call: _Call, kept: _Attempt | None = None, *, alone: bool = False) -> None:
+        """Those of a call that were not begun wait again, but for those that nobody has asked for."""
+        for taken in call.owed:
+            if taken is kept:
+                continue
+            taken.call = None
+            taken.alone = taken.alone or alone
+            if taken.ahead:
+                del self._attempts[taken.key]
+            else:
+                self._enqueue(taken)
+
+    def _fell(self, call: _Call, problem: Exception) -> None:
+        """A call came to no ends. Which of several attempts is at fault, nobody knows: each runs again, alone."""
+        if isinstance(problem, ObjectLostError) and call.sources:
+            # A large input is gone from the object store: once more, without references.
+            for source in call.sources:
+                self.held.drop(call.attempts[0].job.run_id, source)
+            self._give_back(call)
+        elif len(call.attempts) > 1:
+            self._give_back(call, alone=True)
+        else:
+            kind = TaskLost if is_lost(problem) else TaskFailed
+            for taken in call.owed:
+                taken.call = None
+                job = taken.job
+                self._end(taken, kind(job.task_id, job.attempt, time.time(), explain(problem)))
+
+    def _end_of(self, taken: _Attempt, frame: bytes) -> TaskSucceeded | TaskFailed | TaskLost:
         job = taken.job
-        error = future.exception()
         try:
-            if error is not None:
-                raise error
-            entries, frame = wire.split_logs(future.result())
+            entries, frame = wire.split_logs(frame)
             end = wire.decode_end(frame)
             if (end.task_id, end.attempt) != (job.task_id, job.attempt):
                 raise wire.FrameError("the report of another attempt")
-        except Exception as problem:
-            kind = TaskLost if is_lost(problem) else TaskFailed
-            return kind(job.task_id, job.attempt, time.time(), explain(problem))
+        except wire.FrameError as problem:
+            return TaskFailed(job.task_id, job.attempt, time.time(), explain(problem))
         if entries:
             self._report(job.run_id, TaskLogged(job.task_id, job.attempt, entries, final=True))
         return end
 
-    def _end(self, taken: _Attempt, end: TaskSucceeded | TaskFailed | TaskLost) -> None:
+    def _end(
+        self,
+        taken: _Attempt,
+        end: TaskSucceeded | TaskFailed | TaskLost,
+        large: ray.ObjectRef[Large | None] | None = None,
+    ) -> None:
         job = taken.job
-        del self._attempts[job.run_id, job.task_id, job.attempt]
+        del self._attempts[taken.key]
         if not isinstance(end, TaskLost) and end.placement is not None:
-            self._pacing.observe(taken.shape, end.at - end.placement.at)
+            seconds = end.at - end.placement.at
+            self._pacing.observe(taken.shape, seconds)
+            self._durations.observe(job.definition.code, seconds)
         stored = isinstance(end, TaskSucceeded) and any(
             value.location is not None for value in end.values.values()
         )
-        if stored and taken.large is not None:
-            self.held.keep(job.run_id, job.task_id, taken.large)
+        if stored and large is not None:
+            self.held.keep(job.run_id, job.task_id, large)
         self._report(job.run_id, end)
 
-    def _heard_start(self, run_id: RunId, started: TaskStarted) -> None:
+    def _heard_start(self, run_id: RunId, started: TaskStarted, ends: bytes) -> None:
         taken = self._attempts.get((run_id, started.task_id, started.attempt))
-        if taken is not None and not taken.started:
+        if taken is None or taken.started:
+            return
+        call = taken.call
+        if call is not None and len(call.attempts) > 1:
+            # It takes longer than was expected, and has its call for itself from now on.
+            try:
+                self._deliver(call, wire.decode_ends(ends, len(call.attempts), first=False))
+            except wire.FrameError as error:
+                # They come again when the call ends.
+                _logger.warning("the ends in a note of a start are not readable: %s", error)
+                return
+            self._give_back(call, kept=taken)
+        if not taken.ahead:
             taken.started = True
             self._report(run_id, started)
 
@@ -322,11 +460,13 @@ class RayTaskDispatcher:
         taken = self._attempts.pop((run_id, task_id, attempt), None)
         if taken is None:
             return
-        taken.cancelled = True
         self._queue.discard(taken.shape, run_id, taken)
-        if taken.report is not None and taken in self._in_flight:
-            ray.cancel(taken.report, force=False)
-            taken.force = self._loop.call_later(self._cancel_grace, _kill, taken.report)
+        call, taken.call = taken.call, None
+        if call is not None and all(each.ahead for each in call.owed):
+            # Nobody waits for the rest of the call.
+            assert call.report is not None
+            ray.cancel(call.report, force=False)
+            call.force = self._loop.call_later(self._cancel_grace, kill, call.report)
 
     def release(self, run_id: RunId, task_id: TaskId) -> None:
         """Drops what is held in memory of a task's output values."""
@@ -335,75 +475,12 @@ class RayTaskDispatcher:
     # -- single calls --------------------------------------------------------------------------
 
     async def call(self, call: Call) -> CallResult:
-        """Runs a call to its end. Cancelling the caller ends the call.
-
-        Raises:
-            UserCodeError: the function raised, or its code or arguments do not load.
-            TooLargeError: the pickled result is over `max_result_bytes`.
-            UnavailableError: the process that ran it died.
-        """
-        definition = call.definition
-        digest = definition.code.digest
-        code = self._codes.get(digest) or await asyncio.shield(self._codes.load(digest))
-        shape = Shape.of(definition)
-        try:
-            reference = self._run_function.of(shape).remote(
-                definition.code,
-                [code],
-                call.args,
-                call.kwargs,
-                definition.gpus > 0,
-                self._max_result_bytes,
-            )
-            answer = wire.decode_call(await self._result(reference))
-        except Exception as error:
-            info = explain(error)
-            if is_lost(error):
-                raise UnavailableError(info.message) from error
-            raise UserCodeError(info.type, info.message, "") from error
-        if isinstance(answer, UserCodeError):
-            raise answer
-        if isinstance(answer, wire.TooLarge):
-            raise TooLargeError("max_result_bytes", answer.found, self._max_result_bytes, "bytes")
-        return answer
+        """Runs a call to its end; see `RayCalls.call`."""
+        return await self._calls.call(call, self._codes)
 
     async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:
-        """The JSON text of a tenant's stored value, made in a process that runs its code.
-
-        Raises:
-            InvalidRequestError: the value is not JSON.
-            TooLargeError: the text is longer than `limit` bytes.
-            UnavailableError: the process that made it died.
-        """
-        async with self._renderers:
-            function = self._render.of(replace(_RENDER_SHAPE, runtime_env=env_of({}, tenant)))
-            try:
-                frame = await self._result(function.remote(value, self._storage_url, limit))
-                rendering = wire.decode_rendering(frame)
-            except Exception as error:
-                raise UnavailableError(explain(error).message) from error
-        if isinstance(rendering, wire.TooLarge):
-            raise TooLargeError("max_result_bytes", rendering.found, limit, "bytes")
-        advice = "fetch it as a pickle instead"
-        if isinstance(rendering, wire.NotJson):
-            raise InvalidRequestError("value", f"{rendering.reason}, which is not JSON", advice)
-        if isinstance(rendering, ErrorInfo):
-            found = f"a value that cannot be loaded ({rendering.type}: {rendering.message})"
-            raise InvalidRequestError("value", found, advice)
-        return rendering
-
-    async def _result(self, reference: Frame) -> bytes:
-        """The frame under `reference`; its task is ended if the caller is cancelled."""
-        self._calls.add(reference)
-        try:
-            frame: bytes = await _future(reference)
-            return frame
-        except asyncio.CancelledError:
-            ray.cancel(reference, force=False)
-            self._loop.call_later(self._cancel_grace, _kill, reference)
-            raise
-        finally:
-            self._calls.discard(reference)
+        """The JSON text of a tenant's stored value; see `RayCalls.render`."""
+        return await self._calls.render(value, limit, tenant)
 
     # -- the engine ----------------------------------------------------------------------------
 
@@ -434,13 +511,12 @@ class RayTaskDispatcher:
         if self._closed:
             return
         self._closed = True
-        for taken in self._in_flight:
-            if taken.force is not None:
-                taken.force.cancel()
-            if taken.report is not None:
-                _kill(taken.report)
-        for reference in self._calls:
-            _kill(reference)
+        for call in self._in_flight:
+            if call.force is not None:
+                call.force.cancel()
+            if call.report is not None:
+                kill(call.report)
+        self._calls.close()
         if self._node_watch is not None:
             self._node_watch.cancel()
             await asyncio.wait([self._node_watch])
@@ -452,21 +528,12 @@ class RayTaskDispatcher:
         self.held.clear()
 
 
-def _future(reference: ray.ObjectRef[Any]) -> asyncio.Future[Any]:
-    future: Any = reference.future()
-    return asyncio.wrap_future(future)
-
-
 def _waits_for(taken: _Attempt) -> str:
     """What an attempt for which there is room waits for."""
     if taken.code is None:
         return "its code, which is being read"
-    if taken.report is None:
+    if taken.call is None:
         return "tasks of other runs that are before it"
     if taken.shape.runtime_env:
         return "a worker process, with what its runtime_env asks for"
     return "a worker process"
-
-
-def _kill(reference: Frame) -> None:
-    ray.cancel(reference, force=True)

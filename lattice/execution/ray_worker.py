@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ray
 import ray.exceptions
@@ -18,9 +18,10 @@ from ray.actor import ActorHandle
 from lattice.execution import attempt, capture, wire
 from lattice.execution.announcer import Announcer
 from lattice.execution.attempt import Assignment, Large
+from lattice.execution.fusion import Fusion
 from lattice.execution.mailbox import Mailbox
 from lattice.execution.ray_remote import CodeSource
-from lattice.ids import NodeId
+from lattice.ids import Digest, NodeId
 from lattice.ports.execution import LogEntry
 from lattice.workflow.events import Placement, TaskStarted, Value
 from lattice.workflow.task import Code
@@ -31,17 +32,30 @@ NAMESPACE = "lattice"
 _announcer = Announcer()
 
 
-def run_attempt(
-    assignment: bytes, code: list[CodeSource], *upstream: Large | None
+def run_attempts(
+    assignments: bytes, codes: Mapping[Digest, CodeSource], *upstream: Large | None
 ) -> tuple[bytes, Large | None]:
-    """An attempt of a task. A reference to its code is nested, so that it is fetched only where it is not loaded."""
-    assigned = attempt.decode(assignment)
+    """Attempts of a run, one after the other; their ends, and the large outputs of the last that ended.
+
+    References to code are nested, so that code is fetched only where it is not loaded.
+    """
+    fusion = Fusion(attempt.decode_group(assignments))
+    large: Large | None = None
+    while (assigned := fusion.next()) is not None:
+        frame, large = _run_attempt(assigned, fusion, codes[assigned.code.digest], upstream)
+        fusion.ended(frame, large=large is not None)
+    return fusion.frame(), large
+
+
+def _run_attempt(
+    assigned: Assignment, fusion: Fusion, code: CodeSource, upstream: Sequence[Large | None]
+) -> tuple[bytes, Large | None]:
     placement = _placement()
     if assigned.timed:
         # Code that never lets go of the interpreter would keep the announcer's thread from telling.
         announce(assigned, placement)
     else:
-        _announcer.begin(functools.partial(announce, assigned, placement))
+        _announcer.begin(functools.partial(_takes_long, assigned, placement, fusion))
     try:
         with capture.recording(assigned.log_bytes, teller([assigned])) as recorder:
             frame, large = attempt.run_attempt(assigned, _fetch(code), upstream, placement)
@@ -59,7 +73,7 @@ def run_function(
     limit: int,
 ) -> bytes:
     """A call of a function by itself."""
-    return attempt.run_function(code, _fetch(data), args, kwargs, has_gpu=has_gpu, limit=limit)
+    return attempt.run_function(code, _fetch(*data), args, kwargs, has_gpu=has_gpu, limit=limit)
 
 
 def render(value: Value, storage_url: str, limit: int) -> bytes:
@@ -67,8 +81,7 @@ def render(value: Value, storage_url: str, limit: int) -> bytes:
     return attempt.render(value, storage_url, limit)
 
 
-def _fetch(code: list[CodeSource]) -> Callable[[], bytes]:
-    (source,) = code
+def _fetch(source: CodeSource) -> Callable[[], bytes]:
     return lambda: source if isinstance(source, bytes) else ray.get(source)
 
 
@@ -83,10 +96,19 @@ def _placement() -> Placement:
     return Placement(node_id, node_ip, time.time())
 
 
-def announce(assigned: Assignment, placement: Placement) -> None:
-    """Tells the dispatcher that an attempt begins; the report of its end makes up for what is not heard."""
+def _takes_long(assigned: Assignment, placement: Placement, fusion: Fusion) -> None:
+    ends = fusion.alone(assigned)
+    if ends is not None:
+        announce(assigned, placement, ends)
+
+
+def announce(assigned: Assignment, placement: Placement, ends: bytes = b"") -> None:
+    """Tells the dispatcher that an attempt begins, and the ends of those before it in its call.
+
+    The report of its own end makes up for what is not heard.
+    """
     started = TaskStarted(assigned.task_id, assigned.attempt, placement)
-    note = wire.encode_start(assigned.run_id, started)
+    note = wire.encode_start(assigned.run_id, started, ends)
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         _mailbox(assigned.mailbox).push.remote(note)
 

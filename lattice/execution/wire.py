@@ -10,7 +10,7 @@ import base64
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,17 +123,39 @@ def decode_end(frame: bytes) -> End:
         raise FrameError(type(error).__name__) from error
 
 
-def encode_start(run_id: RunId, started: TaskStarted) -> bytes:
-    """The note that an attempt has begun."""
-    return _frame([run_id, started.task_id, started.attempt, *_placement(started.placement)])
+def encode_ends(ends: Mapping[int, bytes]) -> bytes:
+    """Frames of the ends of attempts that shared a call, by their places in it, each with its logs before it."""
+    return _frame([*ends], [*ends.values()])
 
 
-def decode_start(frame: bytes) -> tuple[RunId, TaskStarted]:
-    """The run and the start that a worker announced. Raises FrameError."""
+def decode_ends(frame: bytes, attempts: int, *, first: bool) -> dict[int, bytes]:
+    """The inverse of `encode_ends`, for a call of so many attempts. Raises FrameError.
+
+    `first`: the attempt that is first in the call has to have ended, as it runs always.
+    """
     try:
-        header, _ = _unframe(frame)
+        places, frames = _unframe(frame)
+        if not all(type(place) is int and 0 <= place < attempts for place in places):
+            raise FrameError("a place that no attempt has")
+        if first and 0 not in places:
+            raise FrameError("no end of the first")
+        return dict(zip(places, frames, strict=True))
+    except Exception as error:
+        raise FrameError(type(error).__name__) from error
+
+
+def encode_start(run_id: RunId, started: TaskStarted, ends: bytes = b"") -> bytes:
+    """The note that an attempt has begun; `ends` are those that shared its call and came before it."""
+    where = _placement(started.placement)
+    return _frame([run_id, started.task_id, started.attempt, *where], [ends])
+
+
+def decode_start(frame: bytes) -> tuple[RunId, TaskStarted, bytes]:
+    """The run and the start that a worker announced, and the frame of the ends before it. Raises FrameError."""
+    try:
+        header, (ends,) = _unframe(frame)
         run_id, task_id, attempt, *placement = header
-        return RunId(run_id), TaskStarted(TaskId(task_id), attempt, Placement(*placement))
+        return RunId(run_id), TaskStarted(TaskId(task_id), attempt, Placement(*placement)), ends
     except Exception as error:
         raise FrameError(type(error).__name__) from error
 

@@ -134,7 +134,7 @@ class Parts:
         workflows = await asyncio.to_thread(around.store.count_workflows)
         parts = cls(around, lease, nodes, workflows)
         try:
-            await around.dispatcher.start(parts.runs.report, parts._load_code)
+            await around.dispatcher.start(parts.runs.report, parts._load_code, parts.runs.ahead)
             nodes.refresh(await around.dispatcher.nodes())
             await parts._resume()
         except BaseException:

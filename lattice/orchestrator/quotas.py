@@ -31,6 +31,10 @@ class Quotas:
         #: What begins those that wait.
         self._begin: dict[Holder, Callable[[], None]] = {}
 
+    def bounds(self, tenant: Tenant | None) -> bool:
+        """Whether the tenant has a bound."""
+        return tenant in self._quotas
+
     def enter(self, tenant: Tenant | None, holder: Holder, begin: Callable[[], None]) -> None:
         """Calls `begin` now, or as soon as others of the tenant have left, unless `holder` leaves before."""
         quota = self._quotas.get(tenant)

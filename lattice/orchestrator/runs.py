@@ -218,6 +218,22 @@ class Runs:
             and progress.state in (TaskState.QUEUED, TaskState.RUNNING)
         )
 
+    def ahead(self, run_id: RunId, task_ids: Sequence[TaskId], limit: int) -> list[Job]:
+        """The jobs that follow when tasks of a run succeed; see `lattice.ports.execution.Ahead`.
+
+        None while the database is away, as what would begin has to wait then, and none of a tenant whose tasks
+        are counted.
+        """
+        live = self._live.get(run_id)
+        if live is None or self._journal.outage is not None:
+            return []
+        if self._quotas.bounds(live.run.graph.tenant):
+            return []
+        return [
+            self._job(live, task_id, live.run.tasks[task_id].attempt + 1, after)
+            for task_id, after in live.run.following(task_ids, limit)
+        ]
+
     def stop(self) -> None:
         """Ends what runs, for the next orchestrator to run it again. Later events change nothing."""
         self._stopped = True
@@ -304,13 +320,13 @@ class Runs:
     def _submit(self, live: _Live, command: Execute) -> None:
         # One that had to wait may come when the database is away: then it waits for that, too.
         if self._journal.outage is None:
-            self._dispatcher.submit(self._job(live, command))
+            self._dispatcher.submit(self._job(live, command.task_id, command.attempt))
         else:
             self._journal.append((), functools.partial(self._submit_still, live, command))
 
     def _submit_still(self, live: _Live, command: Execute) -> None:
         if self._waits(live, command):
-            self._dispatcher.submit(self._job(live, command))
+            self._dispatcher.submit(self._job(live, command.task_id, command.attempt))
 
     def _leave(self, run: Run, task_id: TaskId, attempt: int) -> None:
         """An attempt has ended: another of its tenant may begin."""
@@ -360,13 +376,15 @@ class Runs:
 
         live.deadline = self._clock.call_later(delay, fire)
 
-    def _job(self, live: _Live, command: Execute) -> Job:
+    def _job(
+        self, live: _Live, task_id: TaskId, attempt: int, after: tuple[TaskId, ...] = ()
+    ) -> Job:
         run = live.run
-        task = run.graph.tasks[command.task_id]
+        task = run.graph.tasks[task_id]
         return Job(
             run_id=run.run_id,
             task_id=task.task_id,
-            attempt=command.attempt,
+            attempt=attempt,
             name=task.name,
             definition=self._nodes.define(task, run.graph.tenant),
             arguments=tuple(
@@ -374,8 +392,8 @@ class Runs:
             ),
             output_keys=task.output_keys,
             timed=task.timeout is not None,
-            trace=live.trace
-            and attempt_context(live.trace, run.run_id, task.task_id, command.attempt),
+            trace=live.trace and attempt_context(live.trace, run.run_id, task.task_id, attempt),
+            after=after,
         )
 
 
@@ -395,5 +413,6 @@ def _argument(run: Run, binding: Binding) -> Argument:
     if binding.upstream is None:
         return Argument(binding.key, json.dumps(binding.value))
     source = binding.upstream
-    value = run.values[source.task_id][source.key]
+    # Of a job that is told ahead of its time, not all inputs are there.
+    value = run.values.get(source.task_id, {}).get(source.key)
     return Argument(binding.key, None, (source.task_id, source.key), value)

@@ -5,7 +5,7 @@ Every dispatcher passes one suite in `tests/contract/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -61,6 +61,8 @@ class Job:
     Attributes:
         timed: there is a time-out, which begins with the report of the start: it must come first.
         trace: the trace context of what happens in it; None if it is not traced.
+        after: of a job that is told ahead of its time, the tasks upstream that have not succeeded yet. Arguments that
+            come from them have no value yet.
     """
 
     run_id: RunId
@@ -72,6 +74,7 @@ class Job:
     output_keys: tuple[str, ...]
     timed: bool
     trace: str | None = None
+    after: tuple[TaskId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,10 @@ class TaskLogged:
 
 Report = TaskStarted | TaskLogged | TaskSucceeded | TaskFailed | TaskLost
 
+#: The jobs of a run, up to a number and in a topological order, that will be submitted once the given tasks, which
+#: are under way, have succeeded, and those of these jobs that come before them.
+Ahead = Callable[[RunId, Sequence[TaskId], int], Sequence[Job]]
+
 
 class Dispatcher(Protocol):
     """Runs attempts of tasks on the engine. Used from one event loop."""
@@ -187,8 +194,13 @@ class Dispatcher(Protocol):
         self,
         report: Callable[[RunId, Report], None],
         load_code: Callable[[Digest], bytes],
+        ahead: Ahead,
     ) -> None:
-        """Gets ready. `report` is called on the loop; `load_code` blocks and is called in a thread."""
+        """Gets ready. `report` and `ahead` are called on the loop; `load_code` blocks and is called in a thread.
+
+        A dispatcher may run what `ahead` told, with the tasks that it was told for. It reports of such a job what it
+        reports of others, but nothing before the job is submitted, as it may never be.
+        """
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""

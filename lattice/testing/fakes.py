@@ -12,7 +12,16 @@ from collections.abc import Callable, Mapping
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
-from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Load, Report
+from lattice.ports.execution import (
+    Ahead,
+    Call,
+    CallResult,
+    Definition,
+    EngineNode,
+    Job,
+    Load,
+    Report,
+)
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,
@@ -87,7 +96,10 @@ class HeldDispatcher:
         self._report: Callable[[RunId, Report], None] | None = None
 
     async def start(
-        self, report: Callable[[RunId, Report], None], load_code: Callable[[Digest], bytes]
+        self,
+        report: Callable[[RunId, Report], None],
+        load_code: Callable[[Digest], bytes],
+        ahead: Ahead,
     ) -> None:
         """Remembers whom to tell."""
         self._report = report

@@ -57,7 +57,7 @@ class Bench:
 
     async def start(self) -> None:
         """Starts the dispatcher."""
-        await self.dispatcher.start(self._report, self._load_code)
+        await self.dispatcher.start(self._report, self._load_code, lambda *_: ())
 
     def _load_code(self, digest: Digest) -> bytes:
         self.loads.append(digest)

@@ -328,7 +328,7 @@ async def test_what_a_job_waits_for_is_told(engine: None, tmp_path: Path) -> Non
                 told.update((await bench.waiting(job)).values())
                 await asyncio.sleep(0.02)
 
-    (job,) = batch_jobs(bench, source, 1, batch_timeout=3.0)
+    (job,) = batch_jobs(bench, source, 1, batch_timeout=LONG)
     await until_told(job, "replica starting, ")
     await until_told(job, "batch 1 of 8, ")
     busy = bench.job(hog, "hog", resources=Resources(cpu=1.9))
@@ -480,7 +480,8 @@ async def test_large_values_go_from_process_to_process(bench: Bench, tmp_path: P
     assert doubled.placement.replica
     held = bench.dispatcher._replicas._held  # type: ignore[attr-defined]
     argument = Argument("y", None, (TaskId("double"), "y"), doubled.values["y"])
-    references, _ = held.upstream(RunId("r"), (argument,))
+    references: dict[TaskId, Any] = {}
+    held.upstream(RunId("r"), (argument,), references)
     assert len(references) == 1
     for name in ("sum", "again"):
         ended = await bench.succeed(total, name, (argument,), outputs=("sum",))

@@ -1,5 +1,7 @@
 """An engine that starts, finishes, fails, loses and hangs attempts, and reports them early, late and twice.
 
+Some attempts it runs together with what follows them, and then reports the ends of all at once.
+
 It is worse than the port allows: it repeats reports, and may still report what was cancelled or lost,
 because the run machine promises to bear that. What it does of itself ends with its process.
 """
@@ -7,11 +9,22 @@ because the run machine promises to bear that. What it does of itself ends with 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
-from lattice.ports.execution import Call, CallResult, Definition, EngineNode, Job, Load, Report
+from lattice.ports.execution import (
+    Ahead,
+    Call,
+    CallResult,
+    Definition,
+    EngineNode,
+    Job,
+    Load,
+    LogEntry,
+    Report,
+    TaskLogged,
+)
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,
@@ -42,12 +55,18 @@ class SimulatedDispatcher:
         #: What is still to happen of its own to attempts that go on, and how to prevent it.
         self._coming: dict[tuple[RunId, TaskId, int], list[Callable[[], None]]] = {}
         self._results = itertools.count(1)
+        #: What attempts that go on have in their company, in its order.
+        self._company: dict[tuple[RunId, TaskId, int], Sequence[Job]] = {}
 
     async def start(
-        self, report: Callable[[RunId, Report], None], load_code: Callable[[Digest], bytes]
+        self,
+        report: Callable[[RunId, Report], None],
+        load_code: Callable[[Digest], bytes],
+        ahead: Ahead,
     ) -> None:
-        """Remembers whom to tell."""
+        """Remembers whom to tell and whom to ask."""
         self._report = report
+        self._ahead = ahead
 
     def submit(self, job: Job) -> None:
         """Decides at once what becomes of the attempt, and lets it happen in time."""
@@ -59,6 +78,11 @@ class SimulatedDispatcher:
         end = begin + nature.delay(nature.choice((0.05, 1.0, 3.0)))
         key = job.run_id, job.task_id, job.attempt
         self._coming[key] = []
+        attempt.printed = self._printed(attempt, nature.choice((0, 0, 1, 3)))
+        for _ in range(nature.choice((0, 1, 2))):
+            self._at(key, begin + nature.delay(0.5), lambda: self._tell_printed(attempt))
+        if nature.flips(0.5):
+            self._at(key, begin, lambda: self._ask_ahead(attempt))
         if nature.strikes(mood.task_lost):
             # Before or after it began; the process may have begun it without saying so.
             if nature.flips(0.7):
@@ -134,6 +158,7 @@ class SimulatedDispatcher:
         for attempt in self._account.attempts.values():
             attempt.cancelled = attempt.cancelled or not attempt.over
         self._account.held.clear()
+        self._company.clear()
 
     # -- what happens to an attempt ----------------------------------------------------------
 
@@ -151,8 +176,37 @@ class SimulatedDispatcher:
             attempt, TaskStarted(attempt.job.task_id, attempt.job.attempt, self._place(attempt))
         )
 
+    def _printed(self, attempt: Attempt, number: int) -> tuple[LogEntry, ...]:
+        texts = [
+            f"{each} of {attempt.job.task_id} by {self._account.number}\n" for each in range(number)
+        ]
+        offsets = itertools.accumulate((len(text) for text in texts), initial=0)
+        return tuple(
+            LogEntry(offset, 1.0, "stdout", text)
+            for offset, text in zip(offsets, texts, strict=False)
+        )
+
+    def _tell_printed(self, attempt: Attempt, *, final: bool = False) -> None:
+        """All of it at the end; before, perhaps a part, or only what came last."""
+        job, entries = attempt.job, attempt.printed
+        if not final:
+            start = self._nature.choice((0, 0, 1))
+            entries = entries[start : start + self._nature.choice((1, 2))]
+        if entries:
+            attempt.told_all = attempt.told_all or final
+            self._tell(attempt, TaskLogged(job.task_id, job.attempt, entries, final))
+
+    def _ask_ahead(self, attempt: Attempt) -> None:
+        job = attempt.job
+        jobs = self._ahead(job.run_id, [job.task_id], self._nature.choice((1, 2, 5)))
+        self._ledger.told_ahead(self._account, job, jobs)
+        self._company[job.run_id, job.task_id, job.attempt] = jobs
+
     def _succeeded(self, attempt: Attempt) -> None:
         job = attempt.job
+        company = (
+            () if attempt.over else self._company.pop((job.run_id, job.task_id, job.attempt), ())
+        )
         number = f"{self._account.number}.{next(self._results)}"
         data = {key: f"{job.task_id}.{key} by {number}".encode() for key in job.output_keys}
         values = {key: Value(len(each), each) for key, each in data.items()}
@@ -162,6 +216,16 @@ class SimulatedDispatcher:
             attempt,
             TaskSucceeded(job.task_id, job.attempt, self._ledger.now(), place, result, values),
         )
+        for each in company:
+            key = each.run_id, each.task_id, each.attempt
+            follower = self._account.attempts.get(key)
+            # What nobody has asked for by now is not told of.
+            if key in self._coming and follower is not None and not follower.over:
+                self._stop(key)
+                if self._nature.flips(self._nature.mood.task_fails):
+                    self._failed(follower, began=True)
+                else:
+                    self._succeeded(follower)
 
     def _failed(self, attempt: Attempt, *, began: bool) -> None:
         job = attempt.job
@@ -179,6 +243,8 @@ class SimulatedDispatcher:
         job, nature = attempt.job, self._nature
         if not attempt.over:
             self._coming.pop((job.run_id, job.task_id, job.attempt), None)
+            if not isinstance(report, TaskLost):
+                self._tell_printed(attempt, final=True)
             self._ledger.ended(self._account, attempt, report)
         self._tell(attempt, report)
         if nature.strikes(nature.mood.report_repeated):

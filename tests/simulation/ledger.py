@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lattice.ids import Digest, RunId, TaskId
 from lattice.ports.execution import Job
@@ -17,6 +17,7 @@ from lattice.ports.store import (
     AppendMessage,
     FinishRun,
     PutBlob,
+    PutLog,
     PutReply,
     PutRun,
     PutWorkflow,
@@ -45,6 +46,8 @@ class Account:
     #: The current attempt of each task.
     latest: dict[tuple[RunId, TaskId], Attempt] = field(default_factory=dict)
     held: dict[tuple[RunId, TaskId], None] = field(default_factory=dict)
+    #: The jobs that were told ahead of their time.
+    ahead: dict[_Key, Job] = field(default_factory=dict)
 
     def active(self) -> list[_Key]:
         """The attempts that go on."""
@@ -108,6 +111,8 @@ class Ledger:
                 self.logs[write.run_id] = Log(write.run_id, plan)
             case PutReply():
                 self.stored[write.key] = None
+            case PutLog():
+                self.logs[write.run_id].put_log(write)
             case AppendMessage():
                 self.logs[write.run_id].append(write, account.attempts)
             case FinishRun():
@@ -148,7 +153,41 @@ class Ledger:
             if source not in log.finished and not (told and told.counts_as_success):
                 self.fail(f"{name} was submitted before {source} had succeeded")
         self._check_arguments(account, log, job, name)
+        told_ahead = account.ahead.get((run_id, task_id, job.attempt), job)
+        same = replace(
+            told_ahead, arguments=job.arguments, after=job.after, definition=job.definition
+        )
+        if same != job or job.after:
+            self.fail(f"{name} is another job than was told ahead")
         return attempt
+
+    def told_ahead(self, account: Account, asked: Job, jobs: Sequence[Job]) -> None:
+        """What would follow a job that goes on: each must lack only that job, and what was told before it."""
+        expected = {asked.task_id}
+        for job in jobs:
+            name = f"{job.run_id}/{job.task_id}#{job.attempt}"
+            log = self.logs[job.run_id]
+            done = {
+                source
+                for source in log.plan.upstream[job.task_id]
+                if source in log.finished
+                or ((told := account.latest.get((job.run_id, source))) and told.counts_as_success)
+            }
+            if set(log.plan.upstream[job.task_id]) - done != set(job.after):
+                self.fail(f"{name} was told ahead as if it lacked {job.after}")
+            if not job.after or not expected.issuperset(job.after):
+                self.fail(f"{name} was told ahead, and does not follow {sorted(expected)}")
+            if (job.run_id, job.task_id) in account.latest:
+                self.fail(f"{name} was told ahead after it was submitted")
+            if account.cannot_store():
+                self.fail(f"{name} was told ahead by a process that can store nothing")
+            for argument in job.arguments:
+                if argument.source is None:
+                    continue
+                if (argument.source[0] in job.after) == (argument.value is not None):
+                    self.fail(f"{name} was told ahead with a wrong {argument.key}")
+            expected.add(job.task_id)
+            account.ahead[job.run_id, job.task_id, job.attempt] = job
 
     def _check_arguments(self, account: Account, log: Log, job: Job, name: str) -> None:
         given = {

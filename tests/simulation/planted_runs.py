@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lattice.ids import RunId, TaskId
+from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.runs import Runs
-from lattice.ports.execution import Report
+from lattice.ports.execution import Job, Report, TaskLogged
 from lattice.ports.store import RunRecord
 from lattice.store.memory import MemoryStore
 from lattice.workflow import run as machine
@@ -212,3 +214,35 @@ def _(patch: pytest.MonkeyPatch) -> None:
             progress.missing = min(progress.missing, 1)
 
     patch.setattr(Run, "__init__", broken)
+
+
+@FAULTS.does("tells ahead what does not follow yet")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def broken(
+        self: Run, task_ids: Sequence[TaskId], limit: int
+    ) -> list[tuple[TaskId, tuple[TaskId, ...]]]:
+        return [(each, tuple(task_ids)) for each in self.graph.downstream[task_ids[0]][:limit]]
+
+    patch.setattr(Run, "following", broken)
+
+
+@FAULTS.does("tells ahead another job than will be submitted")
+def _(patch: pytest.MonkeyPatch) -> None:
+    ahead = Runs.ahead
+
+    def broken(self: Runs, run_id: RunId, task_ids: Sequence[TaskId], limit: int) -> list[Job]:
+        jobs = ahead(self, run_id, task_ids, limit)
+        return [replace(job, name=f"{job.name} of another") for job in jobs]
+
+    patch.setattr(Runs, "ahead", broken)
+
+
+@FAULTS.does("ignores what an attempt has printed when it ends")
+def _(patch: pytest.MonkeyPatch) -> None:
+    take = TaskLogs.take
+
+    def broken(self: TaskLogs, run_id: RunId, logged: TaskLogged, *, running: bool) -> None:
+        if not logged.final:
+            take(self, run_id, logged, running=running)
+
+    patch.setattr(TaskLogs, "take", broken)

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from lattice.ids import RunId, TaskId
-from lattice.ports.execution import Job, Report
-from lattice.ports.store import AppendMessage
+from lattice.ports.execution import Job, LogEntry, Report
+from lattice.ports.store import AppendMessage, PutLog
 from lattice.workflow.events import TaskFailed, TaskLost, TaskSucceeded
 from lattice.workflow.run import LOST_ATTEMPTS
 
@@ -24,9 +24,14 @@ class Violation(Exception):  # noqa: N818  # what it is, not what went wrong in 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """An attempt as the engine knows it. `began` is set by the first report of a start."""
+    """An attempt as the engine knows it. `began` is set by the first report of a start.
+
+    `printed` is what it prints, of which all was told before its end if `told_all`.
+    """
 
     job: Job
+    printed: tuple[LogEntry, ...] = ()
+    told_all: bool = False
     began: float | None = None
     outcome: Report | None = None
     cancelled: bool = False
@@ -97,6 +102,8 @@ class Log:
     #: When an attempt may begin, after a back-off.
     not_before: dict[tuple[TaskId, int], float] = field(default_factory=dict)
     status: str | None = None
+    #: Documents of what attempts have printed, by task, attempt and position.
+    logs: dict[tuple[TaskId, int], dict[int, str]] = field(default_factory=dict)
     _told: str | None = None
     _started: dict[tuple[TaskId, int], float] = field(default_factory=dict)
     _failures: Counter[TaskId] = field(default_factory=Counter)
@@ -126,6 +133,8 @@ class Log:
             f"{where} before all tasks upstream had succeeded",
         )
         attempt = attempts.get((self.run_id, task_id, number))
+        if kind != "start_task" and attempt is not None:
+            self._check_logs(where, attempt)
         match kind:
             case "start_task":
                 self._expect(attempt is not None, f"{where} of what was never run")
@@ -146,6 +155,19 @@ class Log:
                     self.not_before[task_id, number + 1] = data["retry_at"]
             case _:
                 raise Violation(f"{where}: an unknown type")
+
+    def put_log(self, write: PutLog) -> None:
+        """A part of what an attempt has printed."""
+        self.logs.setdefault((write.task_id, write.attempt), {})[write.position] = write.document
+
+    def _check_logs(self, where: str, attempt: Attempt) -> None:
+        """What an attempt has printed and told is stored when its end is told."""
+        if not attempt.told_all or attempt.cancelled:
+            return
+        rows = self.logs.get((attempt.job.task_id, attempt.job.attempt), {})
+        stored = [fields for row in rows.values() for fields in json.loads(row)]
+        missing = [each for each in attempt.printed if each.fields() not in stored]
+        self._expect(not missing, f"{where} before what it has printed: {missing}")
 
     def finish(self, status: str) -> None:
         """The run's record says that it has ended."""

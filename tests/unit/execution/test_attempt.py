@@ -71,7 +71,8 @@ class Worker:
             inline_value_bytes=INLINE,
             mailbox="m",
         )
-        assignment = attempt.decode(attempt.encode(dataclasses.replace(assignment, **changes)))
+        changed = dataclasses.replace(assignment, **changes)
+        (assignment,) = attempt.decode_group(attempt.encode_group([changed]))
         frame, large = attempt.run_attempt(assignment, lambda: data, upstream, PLACEMENT)
         return wire.decode_end(frame), large
 

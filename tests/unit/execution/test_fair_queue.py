@@ -104,3 +104,19 @@ def test_nothing_stays_behind() -> None:
         assert sorted(found) == sorted(expected), seed
         assert not queue.waiting
         assert not queue._lanes, seed
+
+
+def test_items_share_the_turn_of_one() -> None:
+    """Those of its group only, in their order, as long as they are accepted; they are out, too."""
+    queue: FairQueue[str, str] = FairQueue(lambda _: 4)
+    for item in ("a1", "a2", "a3", "a4"):
+        queue.put("cpu", "a", item)
+    queue.put("cpu", "b", "b1")
+    assert queue.take() == "a1"
+    assert queue.take_beside("cpu", "a", lambda item: item != "a3", 5) == ["a2"]
+    assert queue.take_beside("cpu", "a", lambda _: True, 1) == ["a3"]
+    assert queue.take() == "b1"
+    assert queue.take() is None
+    queue.done("cpu")
+    assert queue.take() == "a4"
+    assert queue.take_beside("cpu", "a", lambda _: True, 5) == []

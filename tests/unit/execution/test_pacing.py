@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from lattice.execution.pacing import Pacing
+from lattice.execution.pacing import Durations, Pacing
 from lattice.execution.shape import Shape
-from lattice.ids import NodeId
+from lattice.ids import Digest, NodeId
 from lattice.ports.execution import EngineNode
+from lattice.workflow.task import Code, CodeForm
 
 NODES = [
     EngineNode(NodeId("a"), "10.0.0.1", cpu=8.0, gpu=1.0, memory=1000.0),
@@ -52,3 +55,16 @@ def test_the_shorter_tasks_are_the_more_the_engine_has() -> None:
 def test_a_cluster_without_places_still_gets_something() -> None:
     """So that one that scales itself sees that something is wanted."""
     assert Pacing(1000).limit(shape()) > 0
+
+
+def test_what_was_long_is_expected_to_be_long() -> None:
+    """At once, and for a while; of what has never ended nothing is known."""
+    durations, code = Durations(), Code(Digest("d"), CodeForm.SOURCE, "f")
+    assert durations.expected(code) == math.inf
+    durations.observe(code, 0.001)
+    assert durations.expected(code) == 0.001
+    durations.observe(code, 1.0)
+    assert durations.expected(code) == 1.0
+    for _ in range(10):
+        durations.observe(code, 0.001)
+    assert 0.001 < durations.expected(code) < 0.1

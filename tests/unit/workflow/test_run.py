@@ -556,3 +556,19 @@ def test_any_history_keeps_the_promises(seed: int, size: int, density: float) ->
         absorb(driver.feed(event))
     assert driver.run.ended
     assert driver.log[-1].type is MessageType.FINISH_WORKFLOW
+
+
+def test_what_follows_tasks_that_will_succeed() -> None:
+    """Each with what it still waits for, after it; not more than asked for, and nothing that has begun."""
+    driver = Driver(DIAMOND)
+    driver.feed(RunRequested(1.0))
+    run = driver.run
+    assert run.following([A], 9) == [(B, (A,)), (C, (A,)), (D, (B, C))]
+    assert run.following([A], 2) == [(B, (A,)), (C, (A,))]
+    driver.feed(TaskSucceeded(A, 1, 2.0, HERE, {}, {}))
+    assert run.following([B], 9) == []
+    assert run.following([B, C], 9) == [(D, (B, C))]
+    driver.feed(TaskSucceeded(B, 1, 3.0, HERE, {}, {}))
+    assert run.following([C], 9) == [(D, (C,))]
+    driver.feed(TaskFailed(C, 1, 4.0, ERROR, HERE))
+    assert run.following([C], 9) == []

@@ -1,0 +1,130 @@
+"""Single calls on Ray: of a function with pickled arguments, and of what renders a value. Nothing of them is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from lattice.errors import InvalidRequestError, TooLargeError, UnavailableError, UserCodeError
+from lattice.execution import ray_worker, wire
+from lattice.execution.ray_failures import explain, is_lost
+from lattice.execution.ray_remote import CodeSources, RemoteFunctions
+from lattice.execution.shape import Shape, env_of
+from lattice.ids import Tenant
+from lattice.ports.execution import Call, CallResult
+from lattice.workflow.events import ErrorInfo, Value
+
+#: Values rendered at once. Rendering asks for no CPU, so that it does not wait behind tasks.
+_RENDERERS = 4
+_RENDER_SHAPE = Shape(cpus=0, memory=0, gpus=0, runtime_env="", excluded=frozenset())
+
+Frame = ray.ObjectRef[bytes]
+
+
+class RayCalls:
+    """Runs calls, each as a Ray task.
+
+    Args:
+        storage_url: where values are stored.
+        max_result_bytes: largest pickled result of a call.
+        cancel_grace: seconds that a cancelled call has to end before its process is killed.
+    """
+
+    def __init__(self, storage_url: str, max_result_bytes: int, cancel_grace: float) -> None:
+        self._storage_url = storage_url
+        self._max_result_bytes = max_result_bytes
+        self._cancel_grace = cancel_grace
+        self._open: set[Frame] = set()
+        self._renderers = asyncio.Semaphore(_RENDERERS)
+        self._run_function = RemoteFunctions(ray_worker.run_function, returns=1)
+        self._render = RemoteFunctions(ray_worker.render, returns=1)
+
+    async def call(self, call: Call, codes: CodeSources) -> CallResult:
+        """Runs a call to its end. Cancelling the caller ends the call.
+
+        Raises:
+            UserCodeError: the function raised, or its code or arguments do not load.
+            TooLargeError: the pickled result is over `max_result_bytes`.
+            UnavailableError: the process that ran it died.
+        """
+        definition = call.definition
+        digest = definition.code.digest
+        code = codes.get(digest) or await asyncio.shield(codes.load(digest))
+        shape = Shape.of(definition)
+        try:
+            reference = self._run_function.of(shape).remote(
+                definition.code,
+                [code],
+                call.args,
+                call.kwargs,
+                definition.gpus > 0,
+                self._max_result_bytes,
+            )
+            answer = wire.decode_call(await self._result(reference))
+        except Exception as error:
+            info = explain(error)
+            if is_lost(error):
+                raise UnavailableError(info.message) from error
+            raise UserCodeError(info.type, info.message, "") from error
+        if isinstance(answer, UserCodeError):
+            raise answer
+        if isinstance(answer, wire.TooLarge):
+            raise TooLargeError("max_result_bytes", answer.found, self._max_result_bytes, "bytes")
+        return answer
+
+    async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:
+        """The JSON text of a tenant's stored value, made in a process that runs its code.
+
+        Raises:
+            InvalidRequestError: the value is not JSON.
+            TooLargeError: the text is longer than `limit` bytes.
+            UnavailableError: the process that made it died.
+        """
+        async with self._renderers:
+            function = self._render.of(replace(_RENDER_SHAPE, runtime_env=env_of({}, tenant)))
+            try:
+                frame = await self._result(function.remote(value, self._storage_url, limit))
+                rendering = wire.decode_rendering(frame)
+            except Exception as error:
+                raise UnavailableError(explain(error).message) from error
+        if isinstance(rendering, wire.TooLarge):
+            raise TooLargeError("max_result_bytes", rendering.found, limit, "bytes")
+        advice = "fetch it as a pickle instead"
+        if isinstance(rendering, wire.NotJson):
+            raise InvalidRequestError("value", f"{rendering.reason}, which is not JSON", advice)
+        if isinstance(rendering, ErrorInfo):
+            found = f"a value that cannot be loaded ({rendering.type}: {rendering.message})"
+            raise InvalidRequestError("value", found, advice)
+        return rendering
+
+    async def _result(self, reference: Frame) -> bytes:
+        """The frame under `reference`; its task is ended if the caller is cancelled."""
+        self._open.add(reference)
+        try:
+            frame: bytes = await ray_future(reference)
+            return frame
+        except asyncio.CancelledError:
+            ray.cancel(reference, force=False)
+            asyncio.get_running_loop().call_later(self._cancel_grace, kill, reference)
+            raise
+        finally:
+            self._open.discard(reference)
+
+    def close(self) -> None:
+        """Ends what runs."""
+        for reference in self._open:
+            kill(reference)
+
+
+def ray_future(reference: ray.ObjectRef[Any]) -> asyncio.Future[Any]:
+    """The value of a reference, for this event loop."""
+    future: Any = reference.future()
+    return asyncio.wrap_future(future)
+
+
+def kill(reference: Frame) -> None:
+    """Ends a Ray task with its process."""
+    ray.cancel(reference, force=True)
