@@ -20,7 +20,7 @@ from lattice.api.server import create_app
 from lattice.errors import UnavailableError
 from lattice.ids import RunId, WorkflowId
 from lattice.observability.traces import current
-from lattice.ports.service import LogMessages, Once, OrchestratorService
+from lattice.ports.service import ANYBODY, Caller, LogMessages, Once, OrchestratorService
 from lattice.settings import LatticeSettings
 
 #: How long a call may take beyond what it does by itself, in seconds: a restart of the orchestrator
@@ -56,9 +56,18 @@ class RemoteOrchestrator:
     The metrics of all processes come together there, too: `lattice.api.dependencies.Exposition`.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], call_timeout: float) -> None:
+    def __init__(
+        self, handle: DeploymentHandle[Any], call_timeout: float, caller: Caller = ANYBODY
+    ) -> None:
         self._handle = handle
         self._call_timeout = call_timeout
+        self._caller = caller
+
+    def for_caller(self, caller: Caller) -> OrchestratorService:
+        """The same as `caller` sees it."""
+        return cast(
+            OrchestratorService, RemoteOrchestrator(self._handle, self._call_timeout, caller)
+        )
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[object]]:
         if method.startswith("_") or not hasattr(OrchestratorService, method):
@@ -80,7 +89,9 @@ class RemoteOrchestrator:
             async with asyncio.timeout(seconds):
                 while True:
                     try:
-                        answer = await self._handle.call.remote(method, args, kwargs, trace)
+                        answer = await self._handle.call.remote(
+                            method, args, kwargs, trace, self._caller
+                        )
                     except ray.exceptions.RayTaskError:
                         raise  # a defect in the orchestrator, which would only come again
                     except _ENGINE_ERRORS as error:
@@ -119,7 +130,9 @@ class RemoteOrchestrator:
         """Messages of a run. Raises UnavailableError when the orchestrator dies; follow again then."""
         stream = cast(
             "DeploymentResponseGenerator[list[str] | LogMessages | Refusal]",
-            self._handle.options(stream=True).follow.remote(run_id, workflow_id, after, logs),
+            self._handle.options(stream=True).follow.remote(
+                run_id, workflow_id, after, logs, self._caller
+            ),
         )
         try:
             async for group in stream:

@@ -22,7 +22,7 @@ from lattice.observability.telemetry import MeterTelemetry, NoTelemetry
 from lattice.observability.traces import tracer_of, within
 from lattice.orchestrator import Orchestrator
 from lattice.ports.environment import Telemetry
-from lattice.ports.service import LogMessages
+from lattice.ports.service import ANYBODY, Caller, LogMessages, OrchestratorService
 from lattice.settings import LatticeSettings
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,10 @@ class Refusal:
     """An error as an answer: expected errors cost no stack trace in a log and no wrapping by the engine."""
 
     error: LatticeError
+
+
+def _seen(orchestrator: Orchestrator, caller: Caller) -> OrchestratorService:
+    return orchestrator if caller == ANYBODY else orchestrator.for_caller(caller)
 
 
 @serve.deployment(
@@ -109,9 +113,14 @@ class OrchestratorDeployment:
             self._orchestrator = await self._try_to_start()
 
     async def call(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], trace: str | None
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        trace: str | None,
+        caller: Caller,
     ) -> object:
-        """Calls a method of the orchestrator; an expected error comes back as a `Refusal`.
+        """Calls a method of the orchestrator for `caller`; an expected error comes back as a `Refusal`.
 
         `trace` is the trace context of the request.
         """
@@ -119,19 +128,20 @@ class OrchestratorDeployment:
             return Refusal(self._orchestrator)
         try:
             with within(trace):
-                return await getattr(self._orchestrator, method)(*args, **kwargs)
+                return await getattr(_seen(self._orchestrator, caller), method)(*args, **kwargs)
         except LatticeError as error:
             return Refusal(error)
 
     async def follow(
-        self, run_id: Any, workflow_id: Any, after: int, logs: bool
+        self, run_id: Any, workflow_id: Any, after: int, logs: bool, caller: Caller
     ) -> AsyncIterator[list[str] | LogMessages | Refusal]:
         """Messages of a run in groups; an expected error comes as a last `Refusal`."""
         if isinstance(self._orchestrator, StoreUnavailableError):
             yield Refusal(self._orchestrator)
             return
         try:
-            async for group in self._orchestrator.follow(run_id, workflow_id, after, logs=logs):
+            seen = _seen(self._orchestrator, caller)
+            async for group in seen.follow(run_id, workflow_id, after, logs=logs):
                 yield group
         except LatticeError as error:
             yield Refusal(error)

@@ -15,7 +15,7 @@ from deployments.replicas.dispatcher import CANCEL_GRACE, ReplicaDispatcher
 from deployments.replicas.fleet import Fleet
 from deployments.replicas.identity import Bounds
 from lattice.execution.ray_tasks import RayTaskDispatcher
-from lattice.ids import Digest, NodeId, RunId, TaskId
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
     Call,
@@ -104,9 +104,9 @@ class RoutingDispatcher:
         """Runs a call to its end, as a Ray task."""
         return await self._tasks.call(call)
 
-    async def render(self, value: Value, limit: int) -> bytes:
+    async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:
         """The JSON text of a stored value, made in a process that runs user code."""
-        return await self._tasks.render(value, limit)
+        return await self._tasks.render(value, limit, tenant)
 
     async def nodes(self) -> list[EngineNode]:
         """The live nodes."""

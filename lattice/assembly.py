@@ -13,8 +13,16 @@ from collections.abc import Callable
 from lattice.execution.ray_cluster import connect
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
+from lattice.ids import Tenant
 from lattice.observability.telemetry import NoTelemetry
-from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention, Surroundings
+from lattice.orchestrator import (
+    Defaults,
+    Limits,
+    Orchestrator,
+    Retention,
+    Surroundings,
+    Tenancy,
+)
 from lattice.ports.environment import Telemetry
 from lattice.ports.execution import Dispatcher
 from lattice.ports.tracing import SpanExport, Traces
@@ -90,6 +98,13 @@ def build_orchestrator(
             max_unfinished_tasks=settings.max_unfinished_tasks,
             max_log_bytes=settings.max_log_bytes,
             no_node_seconds=settings.no_node_seconds,
+            max_edges_per_workflow=settings.max_edges_per_workflow,
+            max_code_bytes=settings.max_code_bytes,
+            max_batch_size=settings.max_batch_size,
+            max_timeout=settings.max_timeout,
+            max_deadline=settings.max_deadline,
+            max_workflows_per_tenant=settings.max_workflows_per_tenant,
+            max_live_runs_per_tenant=settings.max_live_runs_per_tenant,
         ),
         defaults=Defaults(
             retry=RetryPolicy(
@@ -106,6 +121,14 @@ def build_orchestrator(
             runs=settings.retention_runs,
             reply_seconds=settings.idempotency_seconds,
             period=settings.housekeeping_seconds,
+        ),
+        tenancy=Tenancy(
+            share_definitions=settings.batches_across_tenants,
+            max_concurrent_tasks={
+                Tenant(key.name): key.max_concurrent_tasks
+                for key in settings.api_keys
+                if key.max_concurrent_tasks is not None
+            },
         ),
     )
     return Orchestrator(surroundings, warm_up=settings.replica_warm_up)

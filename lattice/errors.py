@@ -14,6 +14,10 @@ LatticeError
 ├── TooLargeError                  over a limit of the settings
 ├── ForbiddenError                 a request that a foreign web page made a browser send
 ├── ProtocolRefusedError           a client of a release that this service does not understand
+├── ExposedError                   a request over the network to a service without API keys
+├── UnauthorizedError              no API key, or one that is not accepted
+├── AdminOnlyError                 a tenant's key for what only operators may do
+├── TooManyRequestsError           more requests than a tenant's keys allow
 ├── UserCodeError                  the user's own code failed in a synchronous call
 ├── CallTimeoutError               a synchronous call took too long
 ├── UnavailableError               not now; trying again may help
@@ -223,6 +227,60 @@ class ProtocolRefusedError(LatticeError):
         if int(self.protocol) > self.own_protocol:
             return f"{words}upgrade the service, or use a client of Lattice {self.own_release}"
         return f"{words}upgrade the client to Lattice {self.own_release}"
+
+
+class ExposedError(LatticeError):
+    """A request over the network to a service that has no API keys. `address` is where it came in."""
+
+    def __init__(self, address: str, advice: str) -> None:
+        super().__init__(address, advice)
+        self.address = address
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"the service listens on {self.address}, which other machines reach, without API keys. {self.advice}"
+
+
+class UnauthorizedError(LatticeError):
+    """A request without an API key, or with one that is not accepted. `rejected`: there was one."""
+
+    def __init__(self, reason: str, rejected: bool = False) -> None:
+        super().__init__(reason, rejected)
+        self.reason = reason
+        self.rejected = rejected
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class AdminOnlyError(LatticeError):
+    """A request with the key of a tenant for what only operators may do."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(tenant)
+        self.tenant = tenant
+
+    def __str__(self) -> str:
+        return (
+            f"the API key of {self.tenant!r} may not do this: it needs a key with `admin: true` in the setting "
+            "api_keys"
+        )
+
+
+class TooManyRequestsError(LatticeError):
+    """More requests of a tenant than its keys allow. `retry_after` is in seconds."""
+
+    def __init__(self, tenant: str, allowed: float, retry_after: float) -> None:
+        super().__init__(tenant, allowed, retry_after)
+        self.tenant = tenant
+        self.allowed = allowed
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"requests_per_second: the API keys of {self.tenant!r} allow {self.allowed:g} requests a second; "
+            "wait as long as Retry-After says"
+        )
 
 
 class UserCodeError(LatticeError):

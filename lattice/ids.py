@@ -4,6 +4,8 @@ from typing import NewType
 
 WorkflowId = NewType("WorkflowId", str)
 TaskId = NewType("TaskId", str)
+#: The name of whom API keys and what is made with them belong to.
+Tenant = NewType("Tenant", str)
 RunId = NewType("RunId", str)
 NodeId = NewType("NodeId", str)
 #: SHA-256, in hex, of the bytes it names.

@@ -6,12 +6,16 @@ an environment variable `LATTICE_<NAME>`, which is read once, when the object is
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from lattice.errors import InvalidRequestError
+from lattice.keys import ApiKey, parse_keys
 
 _PREFIX = "LATTICE_"
 
@@ -45,6 +49,46 @@ class LatticeSettings(BaseModel):
     )
     max_tasks_per_workflow: int = Field(
         default=20_000, ge=1, description="Most tasks in one workflow."
+    )
+    max_edges_per_workflow: int = Field(
+        default=200_000,
+        ge=0,
+        description="Most pairs of tasks with an edge in one workflow, be it explicit or by a reference.",
+    )
+    max_code_bytes: int = Field(
+        default=16 * 1024 * 1024, ge=1, description="Largest source or pickle of a task, in bytes."
+    )
+    max_batch_size: int = Field(
+        default=10_000, ge=1, le=100_000, description="Largest `batch_config.batch_size` of a task."
+    )
+    max_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=31_536_000,
+        description="Longest `timeout` that a task may have, in seconds; one that says none has this one.",
+    )
+    max_deadline: float | None = Field(
+        default=None,
+        gt=0,
+        le=31_536_000,
+        description="Longest `deadline` that a run may have, in seconds; one that says none has this one.",
+    )
+    max_workflows_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most workflows of one tenant (without API keys: of all together); null sets no limit.",
+    )
+    max_live_runs_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most runs of one tenant that have not ended, beside `max_live_runs` for all; beyond it, new "
+        "ones are answered 503. Null sets no limit of its own.",
+    )
+    max_open_streams: int = Field(
+        default=5_000,
+        ge=1,
+        description="Most WebSockets and streams of server-sent events at a time in one ingress process; more are "
+        "answered 503, and on a WebSocket 1013.",
     )
     max_result_bytes: int = Field(
         default=16 * 1024 * 1024,
@@ -129,6 +173,20 @@ class LatticeSettings(BaseModel):
         description="Host names under which a browser may use the service; `*` allows any. Requests "
         "with another `Host`, or from a page of another site, are refused.",
     )
+    api_keys: tuple[ApiKey, ...] = Field(
+        default=(),
+        description="Who may use the service: objects as `lattice key NAME` prints them, in the environment as a "
+        "JSON list. With any, every endpoint but `/healthz` and `/readyz` needs a key.",
+    )
+    batches_across_tenants: bool = Field(
+        default=False,
+        description="Whether calls of one task definition share replicas and batches whatever tenants they are of.",
+    )
+    allow_unauthenticated_network_access: bool = Field(
+        default=False,
+        description="Whether a service without `api_keys` may listen on an address that other machines reach, and "
+        "so run code for whoever is in the network.",
+    )
     ingress_replicas: int = Field(
         default=1, ge=1, description="How many processes answer HTTP requests."
     )
@@ -195,10 +253,17 @@ class LatticeSettings(BaseModel):
                 continue
             if field.annotation == tuple[str, ...]:
                 found[name] = text.split(",")
+            elif name == "api_keys":
+                found[name] = _json(_PREFIX + name.upper(), text)
             else:
                 # What a YAML file writes as null, to switch off what is on by default.
                 found[name] = None if text == "null" else text
         return found | given
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _parse_keys(cls, given: object) -> tuple[ApiKey, ...]:
+        return parse_keys(given)
 
     @property
     def resolved_store_url(self) -> str:
@@ -215,3 +280,15 @@ class LatticeSettings(BaseModel):
 
     def _folder(self) -> Path:
         return self.data_dir.expanduser().absolute()
+
+
+def _json(variable: str, text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        # Without the text, which may have a key in it.
+        raise InvalidRequestError(
+            variable,
+            "what is no JSON",
+            "a JSON list of keys as `lattice key` prints them is allowed",
+        ) from None

@@ -65,8 +65,8 @@ class Service:
     command: Sequence[str] = ("make", "serve")
     process: subprocess.Popen[bytes] = field(init=False)
 
-    def start(self) -> None:
-        """Starts it as the README says, and waits until it is ready."""
+    def start(self, *, wait: bool = True) -> None:
+        """Starts it as the README says, and waits until it is ready, unless it is not to be."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, f"CONFIG={self.config}"],
@@ -76,7 +76,8 @@ class Service:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.wait_until_ready()
+        if wait:
+            self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
         """Waits until requests can be answered and made durable."""
@@ -136,11 +137,12 @@ def running_service(
     command: Sequence[str] = Service.command,
     beside: Sequence[dict[str, object]] = (),
     host: str = "127.0.0.1",
+    wait: bool = True,
     **settings: object,
 ) -> Iterator[Service]:
     """A service of its own, with `settings` as the configuration's `args`; stopped at the end.
 
-    `host` is the address that it listens on. `beside` are further Serve applications on its cluster, as a configuration has them.
+    `beside` are further Serve applications on its cluster, as a configuration has them; `host` is where it listens.
     """
     # Short, as Ray puts sockets below it, whose paths may have at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
@@ -165,7 +167,7 @@ def running_service(
     }
     service = Service(f"http://127.0.0.1:{port}", config, environ, folder / "serve.log", command)
     try:
-        service.start()
+        service.start(wait=wait)
         yield service
     finally:
         service.stop()

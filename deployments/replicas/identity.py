@@ -1,7 +1,7 @@
 """A task definition as a Serve application: its name, which is its identity, and its options.
 
 Batches form per definition. What belongs to it is what makes two calls exchangeable: code, needs, batch
-policy, scaling, runtime environment, where it may not run, and the Python that unpickles it. Workflow, run,
+policy, scaling, runtime environment, where it may not run, the Python that unpickles it, and the tenant. Workflow, run,
 names of inputs and outputs do not: one function used in ten workflows is one definition.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 from lattice.execution.ray_remote import options_of
 from lattice.execution.shape import Shape
+from lattice.ids import Tenant
 from lattice.ports.execution import Definition
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm
@@ -48,12 +49,20 @@ class Bounds:
 def application_name(definition: Definition, scope: str) -> str:
     """The name of a definition's application; `scope` keeps apart services that share a Serve."""
     shape = Shape.of(definition)
-    return _name(definition.code, shape, definition.batch, definition.scaling, scope)
+    tenant = definition.tenant
+    return _name(definition.code, shape, definition.batch, definition.scaling, tenant, scope)
 
 
 # Asked for with each job, and jobs of one definition come in thousands.
 @functools.lru_cache(maxsize=1_000)
-def _name(code: Code, shape: Shape, batch: BatchPolicy, scaling: Scaling, scope: str) -> str:
+def _name(
+    code: Code,
+    shape: Shape,
+    batch: BatchPolicy,
+    scaling: Scaling,
+    tenant: Tenant | None,
+    scope: str,
+) -> str:
     what = asdict(code)
     if code.form is CodeForm.PICKLE:
         # Only out of source does a name pick something; tasks of one pickle may be called anything.
@@ -64,6 +73,7 @@ def _name(code: Code, shape: Shape, batch: BatchPolicy, scaling: Scaling, scope:
         "batch": batch.document(),
         "autoscaling": scaling.document(),
         "python": sys.version_info[:2],
+        "tenant": tenant,
     }
     text = json.dumps(document, sort_keys=True)
     return f"{prefix(scope)}{hashlib.sha256(text.encode()).hexdigest()[:24]}"

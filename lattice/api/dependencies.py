@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -15,15 +16,17 @@ from fastapi import Depends, Header, Request
 from pydantic import AfterValidator
 from starlette.requests import HTTPConnection
 
+from lattice.api.access import RequestCaller
 from lattice.api.exposition import Exposition
 from lattice.api.following import StreamPolicy
+from lattice.api.limits import OpenStreams
 from lattice.errors import (
     InvalidRequestError,
     OrchestratorNotInitializedError,
     UnavailableError,
 )
 from lattice.observability.metrics import Metrics
-from lattice.ports.service import Once, OrchestratorService
+from lattice.ports.service import ANYBODY, Once, OrchestratorService
 from lattice.workflow import checks
 
 
@@ -36,6 +39,7 @@ class Holder:
         metrics: None where metrics are not collected.
         exposition: None where this process is the only one.
         streams: how event streams are kept up.
+        open_streams: counts those that are open.
         stopping: set when the server has been told to stop; event streams then end.
     """
 
@@ -43,6 +47,7 @@ class Holder:
     metrics: Metrics | None = None
     exposition: Exposition | None = None
     streams: StreamPolicy = field(default_factory=StreamPolicy)
+    open_streams: OpenStreams = field(default_factory=lambda: OpenStreams(sys.maxsize))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def get(self) -> OrchestratorService:
@@ -81,9 +86,10 @@ async def app_holder(connection: HTTPConnection) -> Holder:
 AppHolder = Annotated[Holder, Depends(app_holder)]
 
 
-async def orchestrator(holder: AppHolder) -> OrchestratorService:
-    """The orchestrator that answers this request; tests override this dependency."""
-    return holder.get()
+async def orchestrator(holder: AppHolder, caller: RequestCaller) -> OrchestratorService:
+    """The orchestrator that answers this request, as its caller sees it; tests override this dependency."""
+    service = holder.get()
+    return service if caller == ANYBODY else service.for_caller(caller)
 
 
 Service = Annotated[OrchestratorService, Depends(orchestrator)]
@@ -105,6 +111,7 @@ async def readiness(service: Service) -> None:
 
 async def idempotency(
     request: Request,
+    caller: RequestCaller,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -125,7 +132,7 @@ async def idempotency(
     # The reach of a key is one endpoint and one body, byte for byte.
     digest = hashlib.sha256(f"{request.method} {request.url.path}\n".encode())
     digest.update(await request.body())
-    return Once(key, digest.hexdigest())
+    return Once(key, digest.hexdigest(), caller.tenant)
 
 
 def _without_nul(text: str) -> str:

@@ -7,6 +7,7 @@ quote what the user sent, so it is written in ASCII JSON, which holds any text.
 from __future__ import annotations
 
 import logging
+import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,8 +22,10 @@ from starlette.websockets import WebSocket
 from lattice.api.models.schemas import ErrorResponse
 from lattice.api.responses import SafeJSONResponse
 from lattice.errors import (
+    AdminOnlyError,
     CallTimeoutError,
     ConflictError,
+    ExposedError,
     ForbiddenError,
     InvalidRequestError,
     InvalidTransitionError,
@@ -30,6 +33,8 @@ from lattice.errors import (
     NotFoundError,
     ProtocolRefusedError,
     TooLargeError,
+    TooManyRequestsError,
+    UnauthorizedError,
     UnavailableError,
     UserCodeError,
 )
@@ -40,10 +45,14 @@ _logger = logging.getLogger(__name__)
 STATUS: Mapping[type, int] = {
     InvalidRequestError: 400,
     ProtocolRefusedError: 400,
+    UnauthorizedError: 401,
     ForbiddenError: 403,
+    ExposedError: 403,
+    AdminOnlyError: 403,
     NotFoundError: 404,
     ConflictError: 409,
     TooLargeError: 413,
+    TooManyRequestsError: 429,
     UserCodeError: 500,
     InvalidTransitionError: 500,
     UnavailableError: 503,
@@ -60,15 +69,20 @@ CLOSE_CODES: Mapping[type, int] = {
 #: What is said of an error that is no LatticeError: its text may hold what is not for users.
 INTERNAL_DETAIL = "Internal error of the service; its log has the traceback"
 
+#: How a client is told to bring a key (RFC 6750).
+_CHALLENGE = 'Bearer realm="lattice"'
+
 #: Longest close reason that RFC 6455 allows, in bytes.
 _MAX_REASON = 123
 
 _DESCRIPTIONS = {
     400: "What was asked makes no sense; `detail` names the field, what was found, what is allowed.",
-    403: "The request comes from a page of another site, or names another host.",
+    401: "No API key, or one that is not accepted; `detail` says how to send one.",
+    403: "The request comes from a page of another site, or names another host; or it needs an `admin` key.",
     404: "An id that names nothing.",
     409: "The `Idempotency-Key` was used for another request.",
     413: "Over a limit; `detail` names the setting.",
+    429: "More requests than the API key allows; `Retry-After` says when to try again.",
     422: "The body or a parameter is malformed; `detail` names the field.",
     500: "The user's own code failed (`detail` is its traceback), or the service did.",
     503: "Not now; `Retry-After` says when to try again.",
@@ -97,6 +111,12 @@ def error_response(error: LatticeError) -> Response:
     headers = {}
     if isinstance(error, UnavailableError):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    elif isinstance(error, TooManyRequestsError):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    elif isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = _CHALLENGE + (', error="invalid_token"' * error.rejected)
+    elif isinstance(error, AdminOnlyError):
+        headers["WWW-Authenticate"] = f'{_CHALLENGE}, error="insufficient_scope"'
     return SafeJSONResponse({"detail": str(error)}, status_of(error), headers)
 
 

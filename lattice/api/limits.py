@@ -1,13 +1,16 @@
-"""The limit on request bodies."""
+"""The limits on request bodies and on open streams."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lattice.api.errors import error_response, status_of
-from lattice.errors import TooLargeError
+from lattice.errors import OverloadedError, TooLargeError
 
 
 class BodyLimitMiddleware:
@@ -44,3 +47,22 @@ class BodyLimitMiddleware:
 
     def _error(self, found: int) -> TooLargeError:
         return TooLargeError("max_body_bytes", found, self._max_bytes, "bytes")
+
+
+class OpenStreams:
+    """The streams of messages that this process has open, `most` at a time. Used from one event loop."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open = 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Counts one until the end of the block. Raises OverloadedError if it would be one too many."""
+        if self._open >= self._most:
+            raise OverloadedError("max_open_streams", self._open + 1, self._most, "streams")
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1

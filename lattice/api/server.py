@@ -16,10 +16,12 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from lattice.api import errors
+from lattice.api.access import KeyMiddleware
 from lattice.api.dependencies import Holder, use_holder
 from lattice.api.exposition import Exposition, publishing
+from lattice.api.exposure import LocalOnlyMiddleware, may_be_anywhere
 from lattice.api.guard import GuardMiddleware
-from lattice.api.limits import BodyLimitMiddleware
+from lattice.api.limits import BodyLimitMiddleware, OpenStreams
 from lattice.api.routes import health, langgraph, runs, worker, workflow
 from lattice.api.signals import SignalHandlers
 from lattice.api.versions import VersionMiddleware
@@ -135,7 +137,11 @@ def create_app(
         InvalidRequestError: an unknown exporter or an endpoint that is not a URL.
     """
     settings = settings or LatticeSettings()
-    holder = Holder(orchestrator=orchestrator, exposition=exposition)
+    holder = Holder(
+        orchestrator=orchestrator,
+        exposition=exposition,
+        open_streams=OpenStreams(settings.max_open_streams),
+    )
     if metrics_enabled and settings.metrics_enabled:
         holder.metrics = Metrics(
             metrics_exporter
@@ -193,7 +199,7 @@ def create_app(
         description="Task-level distributed framework for LLM agents",
         version="2.0.0",
         lifespan=lifespan,
-        responses=errors.refusals(400, 403, 413, 422, 500, 503),
+        responses=errors.refusals(400, 401, 403, 413, 422, 429, 500, 503),
     )
     app.state.holder = holder
     errors.install(app)
@@ -201,7 +207,16 @@ def create_app(
         app.include_router(routes.router)
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
-    app.add_middleware(GuardMiddleware, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(
+        KeyMiddleware,
+        keys=settings.api_keys,
+        processes=settings.ingress_replicas if owner is None else 1,
+    )
+    if not settings.api_keys or "allowed_hosts" in settings.model_fields_set:
+        # No page of another site has a key, and a key lets a service be used under any name.
+        app.add_middleware(GuardMiddleware, allowed_hosts=settings.allowed_hosts)
+    if owner is not None and not may_be_anywhere(settings):
+        app.add_middleware(LocalOnlyMiddleware)
     app.add_middleware(VersionMiddleware)
     app.add_middleware(
         CORSMiddleware,

@@ -14,6 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from lattice.api.errors import INTERNAL_DETAIL, close_of
 from lattice.api.following import Group, StreamPolicy, run_while
+from lattice.api.limits import OpenStreams
 from lattice.errors import LatticeError, UnavailableError
 
 _logger = logging.getLogger(__name__)
@@ -25,14 +26,18 @@ Follow = Callable[[], AsyncGenerator[Group, None]]
 # -- WebSocket ---------------------------------------------------------------------------------
 
 
-async def send_over_websocket(websocket: WebSocket, follow: Follow) -> None:
+async def send_over_websocket(
+    websocket: WebSocket, follow: Follow, open_streams: OpenStreams
+) -> None:
     """Accepts, sends each message as a text frame, and closes: 1000 after the last, else as the error
-    says. A client that leaves ends it at once."""
+    says, which may be that too many are open. A client that leaves ends it at once."""
     await websocket.accept()
     # A client that leaves while something is being sent to it shows as a disconnect, too.
     with suppress(WebSocketDisconnect):
         try:
-            if await run_while(_send_frames(websocket, follow), _left(websocket)):
+            with open_streams.one_more():
+                done = await run_while(_send_frames(websocket, follow), _left(websocket))
+            if done:
                 await websocket.close(1000)
         except WebSocketDisconnect:
             raise
@@ -68,15 +73,26 @@ class EventStreamResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, follow: Follow, policy: StreamPolicy, stopping: asyncio.Event) -> None:
+    def __init__(
+        self,
+        follow: Follow,
+        policy: StreamPolicy,
+        stopping: asyncio.Event,
+        open_streams: OpenStreams,
+    ) -> None:
         # Proxies that collect a response before they pass it on would hold the events back.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._follow = follow
         self._policy = policy
         self._stopping = stopping
+        self._open_streams = open_streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._open_streams.one_more():
+            await self._stream(receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         writer = _EventWriter(self.raw_headers, send)
         work = self._send_events(writer)
         try:

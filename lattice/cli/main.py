@@ -11,11 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lattice.cli import cancel, logs, runs, status, worker
+from lattice.cli import cancel, key, logs, runs, status, worker
 from lattice.errors import LatticeError
 from lattice.versions import release
 
-COMMANDS = (status, runs, logs, cancel, worker)
+COMMANDS = (status, runs, logs, cancel, worker, key)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

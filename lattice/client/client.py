@@ -15,11 +15,12 @@ class LatticeClient:
     """Builds workflows and runs them on the service at `url`. May be used from any thread.
 
     `timeout` is in seconds, for each request with its repetitions; how long a run may take is said where
-    it is waited for. `transport` replaces HTTP, for tests. Connections are closed by `close`, or at the
+    it is waited for. `api_key` is by default what the environment variable LATTICE_API_KEY holds, if anything.
+    `transport` replaces HTTP, for tests. Connections are closed by `close`, or at the
     end of a `with` block.
 
     Raises:
-        InvalidRequestError: `url` is no HTTP address.
+        InvalidRequestError: `url` is no HTTP address, or the key cannot be one.
     """
 
     def __init__(
@@ -27,10 +28,11 @@ class LatticeClient:
         url: str = DEFAULT_URL,
         timeout: float = 30.0,
         *,
+        api_key: str | None = None,
         transport: Transport | None = None,
     ) -> None:
         url = checked_url(url)
-        self._service = Service(url, timeout, transport or HttpTransport(url))
+        self._service = Service(url, timeout, transport or HttpTransport(url), api_key=api_key)
 
     @property
     def url(self) -> str:

@@ -39,7 +39,8 @@ class LangGraphClient:
     """Runs functions on the service at `url`. May be used from any thread.
 
     `timeout` is in seconds, for registering a function; `call_timeout` for each call, where None waits
-    as long as the service allows. `transport` replaces HTTP, for tests.
+    as long as the service allows. `api_key` is by default what the environment variable LATTICE_API_KEY holds, if
+    anything. `transport` replaces HTTP, for tests.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class LangGraphClient:
         timeout: float = 30.0,
         *,
         call_timeout: float | None = None,
+        api_key: str | None = None,
         transport: Transport | None = None,
     ) -> None:
         url = checked_url(url)
-        self._service = Service(url, timeout, transport or HttpTransport(url))
+        self._service = Service(url, timeout, transport or HttpTransport(url), api_key=api_key)
         self._call_timeout = math.inf if call_timeout is None else call_timeout
         self._lock = threading.Lock()
         self._workflow_id: str | None = None

@@ -7,6 +7,7 @@ connection breaks or the service is busy (503), until `timeout` seconds have pas
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import math
 import platform
@@ -48,13 +49,14 @@ from lattice.api.models.schemas import (
     WorkersResponse,
 )
 from lattice.client import pickling
+from lattice.client.credentials import headers_of
 from lattice.client.errors import (
     ConnectionFailedError,
     DeadlineError,
     ServiceError,
     VersionMismatchError,
 )
-from lattice.client.subscription import Open, Subscription, open_socket, socket_url
+from lattice.client.subscription import Open, Subscription, open_with, socket_url
 from lattice.client.transport import (
     BrokenOffError,
     NotSentError,
@@ -76,6 +78,8 @@ _LONGEST_PAUSE = 2.0
 class Service:
     """The service at `url`. `timeout` is in seconds, for each call with its repetitions.
 
+    `api_key` is by default that of the environment.
+
     All methods raise ServiceError for a refusal, ConnectionFailedError and DeadlineError. May be used
     from any thread.
     """
@@ -86,13 +90,15 @@ class Service:
         timeout: float,
         transport: Transport,
         *,
-        open_socket: Open = open_socket,
+        api_key: str | None = None,
+        open_socket: Open | None = None,
         now: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.url = checked_url(url)
         self.timeout = timeout
-        self._open = open_socket
+        self._credentials = headers_of(api_key)
+        self._open = open_socket or functools.partial(open_with, self._credentials)
         self._now = now
         self._pause = pause
         self._transport = transport
@@ -328,7 +334,7 @@ class Service:
             method,
             path,
             None if body is None else body.model_dump_json(exclude_none=True).encode(),
-            {} if key is None else {"idempotency-key": key},
+            self._credentials if key is None else {**self._credentials, "idempotency-key": key},
         )
         deadline = self._now() + self.timeout
         wait = _FIRST_PAUSE
@@ -353,7 +359,7 @@ class Service:
                     raise ConnectionFailedError(self.url, str(error)) from error
             else:
                 own = response.status < 400 or _is_own(response)
-                passing = response.status == 503 or (
+                passing = response.status in (429, 503) or (
                     # The proxy in front of the service, while it restarts: it knows no path yet (404), or
                     # nobody who answers, and then what was sent may have arrived.
                     not own

@@ -6,7 +6,7 @@ The only module that knows the WebSocket library.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -19,8 +19,8 @@ from lattice.client.transport import is_local
 from lattice.versions import own_headers, user_agent
 
 #: What a proxy in front of the service answers while it restarts, which knows no path then (404) or nobody who
-#: answers. The service itself refuses with a close code.
-_PASSING = (404, 500, 502, 503, 504)
+#: answers. The service itself refuses with a close code, but for more connections than a key allows now (429).
+_PASSING = (404, 429, 500, 502, 503, 504)
 
 #: Close codes in the range for applications; the last three digits are an HTTP status.
 _REFUSALS = range(4000, 5000)
@@ -62,9 +62,14 @@ class _Socket:
             raise LostError(str(error)) from error
 
 
+def open_socket(url: str, timeout: float) -> AbstractContextManager[Messages]:
+    """`open_with` without headers."""
+    return open_with({}, url, timeout)
+
+
 @contextmanager
-def open_socket(url: str, timeout: float) -> Iterator[Messages]:
-    """A connection to the WebSocket at `url`, made within `timeout` seconds.
+def open_with(headers: Mapping[str, str], url: str, timeout: float) -> Iterator[Messages]:
+    """A connection to the WebSocket at `url`, opened with `headers` within `timeout` seconds.
 
     Raises:
         LostError: nobody answers, or not now.
@@ -77,9 +82,9 @@ def open_socket(url: str, timeout: float) -> Iterator[Messages]:
                     url,
                     open_timeout=timeout,
                     close_timeout=1,
+                    additional_headers={**headers, **own_headers()},
                     max_size=None,  # results are bounded by the service
                     proxy=None if is_local(url) else True,
-                    additional_headers=own_headers(),
                     user_agent_header=user_agent(),
                 )
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,7 +12,8 @@ from lattice.errors import InvalidRequestError, TooLargeError, UnavailableError,
 from lattice.execution import ray_worker, wire
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSources, RemoteFunctions
-from lattice.execution.shape import Shape
+from lattice.execution.shape import Shape, env_of
+from lattice.ids import Tenant
 from lattice.ports.execution import Call, CallResult
 from lattice.workflow.events import ErrorInfo, Value
 
@@ -73,8 +75,8 @@ class RayCalls:
             raise TooLargeError("max_result_bytes", answer.found, self._max_result_bytes, "bytes")
         return answer
 
-    async def render(self, value: Value, limit: int) -> bytes:
-        """The JSON text of a stored value, made in a process that runs user code.
+    async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:
+        """The JSON text of a tenant's stored value, made in a process that runs its code.
 
         Raises:
             InvalidRequestError: the value is not JSON.
@@ -82,7 +84,7 @@ class RayCalls:
             UnavailableError: the process that made it died.
         """
         async with self._renderers:
-            function = self._render.of(_RENDER_SHAPE)
+            function = self._render.of(replace(_RENDER_SHAPE, runtime_env=env_of({}, tenant)))
             try:
                 frame = await self._result(function.remote(value, self._storage_url, limit))
                 rendering = wire.decode_rendering(frame)

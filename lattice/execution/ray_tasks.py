@@ -33,7 +33,7 @@ from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunction
 from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
-from lattice.ids import Digest, NodeId, RunId, TaskId
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
     Call,
@@ -512,9 +512,9 @@ class RayTaskDispatcher:
         """Runs a call to its end; see `RayCalls.call`."""
         return await self._calls.call(call, self._codes)
 
-    async def render(self, value: Value, limit: int) -> bytes:
-        """The JSON text of a stored value; see `RayCalls.render`."""
-        return await self._calls.render(value, limit)
+    async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:
+        """The JSON text of a tenant's stored value; see `RayCalls.render`."""
+        return await self._calls.render(value, limit, tenant)
 
     # -- the engine ----------------------------------------------------------------------------
 

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from lattice.ids import NodeId
+from lattice.ids import NodeId, Tenant
 from lattice.ports.execution import Definition, EngineNode
+
+#: The environment variable that tells user code whose it is. As the engine gives no process to two environments,
+#: it also keeps what one tenant's code has left in a process from the code of others.
+TENANT_VARIABLE = "LATTICE_TENANT"
+
+
+def env_of(runtime_env: Mapping[str, object], tenant: Tenant | None) -> str:
+    """The runtime environment of a tenant's code, as JSON text; empty for none."""
+    env = dict(runtime_env)
+    if tenant is not None:
+        variables = env.get("env_vars", {})
+        assert isinstance(variables, Mapping)
+        env["env_vars"] = {**variables, TENANT_VARIABLE: tenant}
+    return json.dumps(env, sort_keys=True) if env else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +45,7 @@ class Shape:
     @classmethod
     def of(cls, definition: Definition) -> Self:
         """The shape of calls of a definition."""
-        env = ""
-        if definition.runtime_env:
-            env = json.dumps(dict(definition.runtime_env), sort_keys=True)
+        env = env_of(definition.runtime_env, definition.tenant)
         resources = definition.resources
         return cls(resources.cpu, resources.cpu_mem, definition.gpus, env, definition.excluded)
 

@@ -2,6 +2,6 @@
 
 from lattice.orchestrator.orchestrator import Orchestrator
 from lattice.orchestrator.parts import Surroundings
-from lattice.orchestrator.policies import Defaults, Limits, Retention
+from lattice.orchestrator.policies import Defaults, Limits, Retention, Tenancy
 
-__all__ = ["Defaults", "Limits", "Orchestrator", "Retention", "Surroundings"]
+__all__ = ["Defaults", "Limits", "Orchestrator", "Retention", "Surroundings", "Tenancy"]

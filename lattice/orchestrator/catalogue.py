@@ -11,12 +11,14 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lattice.errors import InvalidRequestError, TooLargeError, WorkflowNotFoundError
-from lattice.ids import Digest, TaskId, WorkflowId
+from lattice.ids import Digest, TaskId, Tenant, WorkflowId
 from lattice.orchestrator.journal import Journal
-from lattice.orchestrator.policies import Defaults
+from lattice.orchestrator.policies import Defaults, Limits
 from lattice.ports.environment import Clock, IdSource
+from lattice.ports.removal import DeleteWorkflow, Removal
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.ports.store import (
     DeleteEdge,
@@ -38,7 +40,7 @@ _KEPT = 1_000
 
 
 class Catalogue:
-    """Workflows by id."""
+    """Workflows by id. `counts`: how many each tenant has in the store."""
 
     def __init__(
         self,
@@ -46,15 +48,18 @@ class Catalogue:
         journal: Journal,
         clock: Clock,
         ids: IdSource,
-        max_tasks: int,
+        limits: Limits,
         defaults: Defaults,
+        counts: Mapping[Tenant | None, int],
     ) -> None:
         self._store = store
         self._journal = journal
         self._clock = clock
         self._ids = ids
-        self._max_tasks = max_tasks
+        self._limits = limits
         self._defaults = defaults
+        #: How many workflows each tenant has.
+        self._counts = dict(counts)
         self._workflows: OrderedDict[WorkflowId, Workflow] = OrderedDict()
 
     async def workflow(self, workflow_id: WorkflowId) -> Workflow:
@@ -67,15 +72,16 @@ class Catalogue:
                 raise WorkflowNotFoundError(workflow_id)
             if workflow_id not in self._workflows:
                 tasks = [Task.from_document(json.loads(text)) for text in record.tasks]
-                self.keep(Workflow(workflow_id, tasks, record.edges))
+                self.keep(Workflow(workflow_id, tasks, record.edges, record.tenant))
         self._workflows.move_to_end(workflow_id)
         return self._workflows[workflow_id]
 
-    def create(self) -> tuple[Workflow, list[Write]]:
-        """A new workflow without tasks."""
-        workflow = Workflow(WorkflowId(self._ids.new_id()))
-        self.keep(workflow)
-        return workflow, [PutWorkflow(workflow.workflow_id, self._clock.now())]
+    def create(self, tenant: Tenant | None) -> tuple[Workflow, list[Write]]:
+        """A new workflow without tasks. Raises TooLargeError."""
+        self._check_another(tenant)
+        workflow = Workflow(WorkflowId(self._ids.new_id()), tenant=tenant)
+        self.keep_new(workflow)
+        return workflow, [PutWorkflow(workflow.workflow_id, self._clock.now(), tenant)]
 
     def add_task(
         self, workflow: Workflow, task_id: TaskId, name: str, kind: TaskKind
@@ -92,16 +98,17 @@ class Catalogue:
         Code that is not sent stays as it was; all else is replaced.
 
         Raises:
-            TaskNotFoundError, InvalidRequestError, CycleError: nothing was changed.
+            TaskNotFoundError, InvalidRequestError, CycleError, TooLargeError: nothing was changed.
         """
         old = workflow.task(upload.task_id)
         name = old.name if upload.name is None else upload.name
         code = old.code
         writes: list[Write] = []
         if upload.code is not None:
-            code, blob = _code(upload.code, name)
+            code, blob = self._code(upload.code, name)
             writes.append(blob)
-        task = _task(self._definition(upload), old.task_id, name, old.kind, code)
+        task = self._task(upload, old.task_id, name, old.kind, code)
+        self._check_edges(workflow.edge_count_with(task))
         added = workflow.save_task(task, add_edges=add_edges)
         writes.append(_put(workflow.workflow_id, task))
         writes += [PutEdge(workflow.workflow_id, source, target) for source, target in added]
@@ -111,14 +118,16 @@ class Catalogue:
         """Adds a task with all that it needs at once. Raises InvalidRequestError and TooLargeError."""
         assert upload.name is not None
         assert upload.code is not None
-        code, blob = _code(upload.code, upload.name)
+        code, blob = self._code(upload.code, upload.name)
         task = _task(upload.definition, upload.task_id, upload.name, kind, code)
         self._check_count(len(workflow.tasks) + 1)
         workflow.add_task(task)
         return [blob, _put(workflow.workflow_id, task)]
 
     def add_edge(self, workflow: Workflow, source: TaskId, target: TaskId) -> list[Write]:
-        """Raises TaskNotFoundError, InvalidRequestError and CycleError."""
+        """Raises TaskNotFoundError, InvalidRequestError, CycleError and TooLargeError."""
+        if not workflow.has_edge(source, target):
+            self._check_edges(workflow.edge_count + 1)
         if workflow.add_edge(source, target):
             return [PutEdge(workflow.workflow_id, source, target)]
         return []
@@ -134,8 +143,17 @@ class Catalogue:
         workflow.del_task(task_id)
         return [DeleteTask(workflow.workflow_id, task_id)]
 
+    def delete(self, workflow: Workflow) -> list[Removal]:
+        """Forgets a workflow."""
+        del self._workflows[workflow.workflow_id]
+        self._counts[workflow.tenant] -= 1
+        return [DeleteWorkflow(workflow.workflow_id)]
+
     def submit(
-        self, uploads: Sequence[TaskUpload], edges: Sequence[tuple[TaskId, TaskId]]
+        self,
+        uploads: Sequence[TaskUpload],
+        edges: Sequence[tuple[TaskId, TaskId]],
+        tenant: Tenant | None,
     ) -> tuple[Workflow, list[Write]]:
         """A new workflow with all its tasks and edges.
 
@@ -143,9 +161,10 @@ class Catalogue:
             InvalidRequestError, TooLargeError, TaskNotFoundError: nothing was made. References and
                 cycles are checked by the workflow's `graph`.
         """
+        self._check_another(tenant)
         self._check_count(len(uploads))
         workflow_id = WorkflowId(self._ids.new_id())
-        writes: list[Write] = [PutWorkflow(workflow_id, self._clock.now())]
+        writes: list[Write] = [PutWorkflow(workflow_id, self._clock.now(), tenant)]
         saved: dict[TaskId, Task] = {}
         blobs: dict[Digest, PutBlob] = {}
         for upload in uploads:
@@ -155,9 +174,8 @@ class Catalogue:
                     "no code" if upload.name else "no task_name",
                     "a submitted task needs a task_name and code_str or code_ser",
                 )
-            code, blob = _code(upload.code, upload.name)
-            definition = self._definition(upload)
-            task = _task(definition, upload.task_id, upload.name, TaskKind.CODE, code)
+            code, blob = self._code(upload.code, upload.name)
+            task = self._task(upload, upload.task_id, upload.name, TaskKind.CODE, code)
             if task.task_id in saved:
                 raise InvalidRequestError(
                     "task_id", f"{task.task_id!r} twice", "each task needs an id of its own"
@@ -167,8 +185,9 @@ class Catalogue:
             writes.append(_put(workflow_id, task))
         writes += blobs.values()
         # All at once, and then one look at the whole: edge by edge would take the square of the time.
-        workflow = Workflow(workflow_id, saved.values())
+        workflow = Workflow(workflow_id, saved.values(), tenant=tenant)
         workflow.add_edges(edges)
+        self._check_edges(workflow.edge_count)
         writes += [PutEdge(workflow_id, source, target) for source, target in workflow.edges]
         return workflow, writes
 
@@ -180,23 +199,61 @@ class Catalogue:
         return {"timeout": self._defaults.timeout, **definition}
 
     def _check_count(self, count: int) -> None:
-        if count > self._max_tasks:
-            raise TooLargeError("max_tasks_per_workflow", count, self._max_tasks, "tasks")
+        most = self._limits.max_tasks_per_workflow
+        if count > most:
+            raise TooLargeError("max_tasks_per_workflow", count, most, "tasks")
+
+    def _check_edges(self, count: int) -> None:
+        most = self._limits.max_edges_per_workflow
+        if count > most:
+            raise TooLargeError("max_edges_per_workflow", count, most, "edges")
+
+    def _check_another(self, tenant: Tenant | None) -> None:
+        count, most = self._counts.get(tenant, 0) + 1, self._limits.max_workflows_per_tenant
+        if most is not None and count > most:
+            raise TooLargeError(
+                "max_workflows_per_tenant",
+                count,
+                most,
+                "workflows (DELETE /workflows/{workflow_id} makes room)",
+            )
+
+    def _code(self, upload: CodeUpload, name: str) -> tuple[Code, PutBlob]:
+        field = "code_str" if upload.form is CodeForm.SOURCE else "code_ser"
+        if not upload.data:
+            raise InvalidRequestError(field, "nothing", "the code of a function or class is needed")
+        most = self._limits.max_code_bytes
+        if len(upload.data) > most:
+            raise TooLargeError("max_code_bytes", len(upload.data), most, f"bytes of {field}")
+        digest = Digest(hashlib.sha256(upload.data).hexdigest())
+        is_class = upload.outline.picks_class(name)
+        return Code(digest, upload.form, name, is_class), PutBlob(digest, upload.data)
+
+    def _task(
+        self, upload: TaskUpload, task_id: TaskId, name: str, kind: TaskKind, code: Code | None
+    ) -> Task:
+        """A task within the service's limits. Raises InvalidRequestError."""
+        task = _task(self._definition(upload), task_id, name, kind, code)
+        most = self._limits.max_batch_size
+        if task.batch.batch_size > most:
+            raise InvalidRequestError(
+                "batch_config.batch_size",
+                str(task.batch.batch_size),
+                f"at most {most} are allowed (setting max_batch_size)",
+            )
+        longest = self._limits.max_timeout
+        return replace(task, timeout=checks.within(task.timeout, "timeout", longest, "max_timeout"))
+
+    def keep_new(self, workflow: Workflow) -> None:
+        """Takes a workflow into memory that was not there before."""
+        self._counts[workflow.tenant] = self._counts.get(workflow.tenant, 0) + 1
+        self.keep(workflow)
 
     def keep(self, workflow: Workflow) -> None:
         """Takes a workflow into memory, where its writes are about to be appended."""
         self._workflows[workflow.workflow_id] = workflow
         while len(self._workflows) > _KEPT:
             self._workflows.popitem(last=False)
-
-
-def _code(upload: CodeUpload, name: str) -> tuple[Code, PutBlob]:
-    if not upload.data:
-        field = "code_str" if upload.form is CodeForm.SOURCE else "code_ser"
-        raise InvalidRequestError(field, "nothing", "the code of a function or class is needed")
-    digest = Digest(hashlib.sha256(upload.data).hexdigest())
-    is_class = upload.outline.picks_class(name)
-    return Code(digest, upload.form, name, is_class), PutBlob(digest, upload.data)
 
 
 def _task(

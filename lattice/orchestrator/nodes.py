@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lattice.errors import InvalidRequestError, WorkerNotFoundError
-from lattice.ids import NodeId
+from lattice.ids import NodeId, Tenant
 from lattice.ports.execution import Definition, EngineNode
 from lattice.ports.store import PutNode
 from lattice.workflow import checks
@@ -38,9 +38,13 @@ class _Node:
 
 
 class NodeRegistry:
-    """Registered nodes by id."""
+    """Registered nodes by id.
 
-    def __init__(self, documents: Iterable[str] = ()) -> None:
+    With `share_definitions`, calls of one task may share a process whatever tenants they are of.
+    """
+
+    def __init__(self, documents: Iterable[str] = (), *, share_definitions: bool = False) -> None:
+        self._share_definitions = share_definitions
         self._nodes: dict[NodeId, _Node] = {}
         self._engine: list[EngineNode] = []
         #: Registered ids by the engine's ids, as of the last `refresh`.
@@ -98,8 +102,8 @@ class NodeRegistry:
             if "gpu_mem" in gpu
         ]
 
-    def define(self, task: Task) -> Definition:
-        """What `task` runs and needs, on the nodes that there are. It has code."""
+    def define(self, task: Task, tenant: Tenant | None) -> Definition:
+        """What a tenant's `task` runs and needs, on the nodes that there are. It has code."""
         assert task.code is not None, "a graph has only tasks with code"
         share = gpu_share(task.resources, self.gpu_memories)
         return Definition(
@@ -111,6 +115,7 @@ class NodeRegistry:
             scaling=task.scaling,
             runtime_env=task.runtime_env,
             excluded=self.excluded,
+            tenant=None if self._share_definitions else tenant,
         )
 
     def name(self, engine_id: NodeId) -> NodeId:

@@ -17,12 +17,13 @@ from lattice.errors import (
     OrchestratorNotInitializedError,
     RunNotFoundError,
 )
-from lattice.ids import NodeId, RunId, TaskId, WorkflowId
+from lattice.ids import NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.orchestrator.catalogue import Catalogue
 from lattice.orchestrator.parts import Parts, Surroundings
 from lattice.orchestrator.replies import Effect
+from lattice.orchestrator.tenants import TenantView
 from lattice.ports.execution import Call, CallResult
-from lattice.ports.service import LogMessages, Once, TaskUpload
+from lattice.ports.service import Caller, LogMessages, Once, OrchestratorService, TaskUpload
 from lattice.ports.store import Write
 from lattice.workflow import checks
 from lattice.workflow.graph import Workflow
@@ -89,14 +90,33 @@ class Orchestrator:
         """Raises UnavailableError once nothing can be made durable by this orchestrator ever again."""
         self._parts.check_health()
 
+    def for_caller(self, caller: Caller) -> OrchestratorService:
+        """The same as `caller` sees it."""
+        return TenantView(self, caller)
+
+    async def tenant_of_workflow(self, workflow_id: WorkflowId) -> Tenant | None:
+        """Whose a workflow is. Raises WorkflowNotFoundError."""
+        return (await self._parts.catalogue.workflow(workflow_id)).tenant
+
+    async def tenant_of_run(self, run_id: RunId) -> Tenant | None:
+        """Whose a run is. Raises RunNotFoundError."""
+        parts = self._parts
+        live = parts.runs.live(run_id)
+        if live is not None:
+            return live.graph.tenant
+        await parts.journal.barrier()
+        return (await parts.reading.record(run_id)).tenant
+
     # -- workflows ---------------------------------------------------------------------------
 
-    async def create_workflow(self, once: Once | None = None) -> WorkflowId:
-        """A new workflow without tasks."""
+    async def create_workflow(
+        self, once: Once | None = None, *, tenant: Tenant | None = None
+    ) -> WorkflowId:
+        """A new workflow without tasks, of `tenant`."""
         parts = self._parts
 
         async def prepare() -> Effect:
-            workflow, writes = parts.catalogue.create()
+            workflow, writes = parts.catalogue.create(tenant)
             return Effect({"workflow_id": workflow.workflow_id}, writes)
 
         return WorkflowId((await parts.replies.perform(once, prepare))["workflow_id"])
@@ -132,7 +152,7 @@ class Orchestrator:
 
         A task that runs on replicas is got ready for its first run where it or the settings say so.
         """
-        saved: list[Task] = []
+        saved: list[tuple[Task, Tenant | None]] = []
 
         def change(catalogue: Catalogue, workflow: Workflow) -> list[Write]:
             if workflow.task(upload.task_id).kind is not TaskKind.CODE:
@@ -142,16 +162,16 @@ class Orchestrator:
                     "only tasks of type 'code' are saved; add a langgraph task anew to change it",
                 )
             writes = catalogue.save_task(workflow, upload, add_edges=add_edges)
-            saved.append(workflow.task(upload.task_id))
+            saved.append((workflow.task(upload.task_id), workflow.tenant))
             return writes
 
         await self._edit(workflow_id, change)
-        task = saved[-1]
+        task, tenant = saved[-1]
         warm_up = self._warm_up if task.scaling.warm_up is None else task.scaling.warm_up
         if warm_up and task.code is not None and task.on_replicas:
-            await self._prepare(task)
+            await self._prepare(task, tenant)
 
-    async def _prepare(self, task: Task) -> None:
+    async def _prepare(self, task: Task, tenant: Tenant | None) -> None:
         """Begins to make ready what the first attempt of a task would have to wait for."""
         parts = self._parts
         try:
@@ -161,7 +181,7 @@ class Orchestrator:
             # The task is saved; that no node can hold it (yet) is for its run to say, in the user's words.
             _log.info("task %s is not warmed up: %s", task.task_id, type(error).__name__)
             return
-        self._around.dispatcher.prepare(parts.nodes.define(task))
+        self._around.dispatcher.prepare(parts.nodes.define(task, tenant))
 
     async def add_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None:
         """Adds an explicit edge; one that is there stays."""
@@ -181,8 +201,12 @@ class Orchestrator:
             workflow_id, lambda catalogue, workflow: catalogue.del_task(workflow, task_id)
         )
 
+    async def delete_workflow(self, workflow_id: WorkflowId) -> None:
+        """Removes a workflow with its tasks; its runs go on, and stay. Raises WorkflowNotFoundError."""
+        await self._edit(workflow_id, lambda catalogue, workflow: catalogue.delete(workflow))
+
     async def _edit(
-        self, workflow_id: WorkflowId, change: Callable[[Catalogue, Workflow], list[Write]]
+        self, workflow_id: WorkflowId, change: Callable[[Catalogue, Workflow], Sequence[Write]]
     ) -> None:
         parts = self._parts
         workflow = await parts.catalogue.workflow(workflow_id)
@@ -241,15 +265,16 @@ class Orchestrator:
         once: Once | None = None,
         *,
         deadline: float | None = None,
+        tenant: Tenant | None = None,
     ) -> tuple[WorkflowId, RunId]:
-        """Makes a whole workflow and starts a run of it, or does nothing."""
+        """Makes a whole workflow of `tenant` and starts a run of it, or does nothing."""
         parts = self._parts
 
         async def prepare() -> Effect:
             await parts.refresh_nodes()
-            workflow, writes = parts.catalogue.submit(tasks, edges)
+            workflow, writes = parts.catalogue.submit(tasks, edges, tenant)
             effect = parts.starts.of_workflow(workflow, writes, deadline)
-            parts.catalogue.keep(workflow)
+            parts.catalogue.keep_new(workflow)
             return effect
 
         reply = await parts.replies.perform(once, prepare)
@@ -293,9 +318,11 @@ class Orchestrator:
         workflow_id: WorkflowId | None = None,
         status: str | None = None,
         before: RunId | None = None,
+        *,
+        tenant: Tenant | None = None,
     ) -> list[dict[str, object]]:
-        """Runs, newest first; `before` continues a list after its last run."""
-        return await self._parts.reading.list_runs(limit, workflow_id, status, before)
+        """Runs, newest first; `before` continues a list after its last run; with `tenant`, only its own."""
+        return await self._parts.reading.list_runs(limit, workflow_id, status, before, tenant)
 
     async def describe_run(self, run_id: RunId) -> dict[str, object]:
         """A run, how far each of its tasks is and what it waits for. Raises RunNotFoundError."""
@@ -403,9 +430,12 @@ class Orchestrator:
             )
         await parts.refresh_nodes()
         parts.check_placement(task.resources, f"task {task.name!r}")
-        call = Call(task.name, parts.nodes.define(task), args, kwargs)
+        call = Call(task.name, parts.nodes.define(task, workflow.tenant), args, kwargs)
         try:
-            async with asyncio.timeout(self._around.limits.call_timeout):
+            async with (
+                asyncio.timeout(self._around.limits.call_timeout),
+                parts.quotas.place(workflow.tenant),
+            ):
                 return await self._around.dispatcher.call(call)
         except TimeoutError:
             raise CallTimeoutError(self._around.limits.call_timeout) from None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lattice.errors import LatticeError
-from lattice.ids import Digest, NodeId
+from lattice.ids import Digest, NodeId, Tenant
 from lattice.orchestrator.catalogue import Catalogue
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.housekeeping import Housekeeping
@@ -17,7 +18,8 @@ from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.observer import Observer
 from lattice.orchestrator.placing import Placing
-from lattice.orchestrator.policies import Defaults, Limits, Retention
+from lattice.orchestrator.policies import Defaults, Limits, Retention, Tenancy
+from lattice.orchestrator.quotas import Quotas
 from lattice.orchestrator.reading import Reading
 from lattice.orchestrator.recovery import Graphs, rebuild_each
 from lattice.orchestrator.replies import Replies
@@ -57,12 +59,19 @@ class Surroundings:
     defaults: Defaults = field(default_factory=Defaults)
     retention: Retention | None = None
     traces: Traces | None = None
+    tenancy: Tenancy = field(default_factory=Tenancy)
 
 
 class Parts:
     """What exists while an orchestrator is in charge under the lease `lease`."""
 
-    def __init__(self, around: Surroundings, lease: int, nodes: NodeRegistry) -> None:
+    def __init__(
+        self,
+        around: Surroundings,
+        lease: int,
+        nodes: NodeRegistry,
+        workflows: Mapping[Tenant | None, int],
+    ) -> None:
         store, clock, limits = around.store, around.clock, around.limits
         self._around = around
         self._nodes_at = float("-inf")
@@ -70,6 +79,7 @@ class Parts:
         self.nodes = nodes
         self.feed = Feed(store)
         self.journal = Journal(store, lease, clock, around.telemetry, self._fail)
+        self.quotas = Quotas(around.tenancy.max_concurrent_tasks)
         logs = TaskLogs(self.journal, self.feed, clock, limits.max_log_bytes)
         self.runs = Runs(
             self.journal,
@@ -80,14 +90,16 @@ class Parts:
             clock,
             Observer(around.telemetry, around.traces),
             limits,
+            self.quotas,
         )
         self.catalogue = Catalogue(
             store,
             self.journal,
             clock,
             around.ids,
-            limits.max_tasks_per_workflow,
+            limits,
             around.defaults,
+            workflows,
         )
         self.replies = Replies(store, self.journal, clock)
         self.reading = Reading(
@@ -99,6 +111,7 @@ class Parts:
             logs,
             clock,
             limits.max_result_bytes,
+            self.quotas,
         )
         self.starts = Starts(
             store,
@@ -108,6 +121,7 @@ class Parts:
             self.check_placement,
             around.defaults.deadline,
             around.traces,
+            limits.max_deadline,
         )
         self.housekeeping = Housekeeping(
             store, around.storage, self.journal, clock, around.retention or Retention()
@@ -124,8 +138,12 @@ class Parts:
     @classmethod
     async def start(cls, around: Surroundings, lease: int) -> Parts:
         """Listens to the engine and goes on with every run that had not ended."""
-        nodes = NodeRegistry(await asyncio.to_thread(around.store.load_nodes))
-        parts = cls(around, lease, nodes)
+        nodes = NodeRegistry(
+            await asyncio.to_thread(around.store.load_nodes),
+            share_definitions=around.tenancy.share_definitions,
+        )
+        workflows = await asyncio.to_thread(around.store.count_workflows)
+        parts = cls(around, lease, nodes, workflows)
         try:
             await around.dispatcher.start(parts.runs.report, parts._load_code, parts.runs.ahead)
             await parts.refresh_nodes()

@@ -16,9 +16,10 @@ from lattice.errors import (
     RunNotFoundError,
     TaskNotFoundError,
 )
-from lattice.ids import RunId, TaskId, WorkflowId
+from lattice.ids import RunId, TaskId, Tenant, WorkflowId
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.logs import Part, TaskLogs, described, messages, stored
+from lattice.orchestrator.quotas import Quotas
 from lattice.orchestrator.recovery import load_graph, rebuild
 from lattice.orchestrator.runs import Runs
 from lattice.ports.environment import Clock
@@ -51,6 +52,7 @@ class Reading:
         logs: TaskLogs,
         clock: Clock,
         max_result_bytes: int,
+        quotas: Quotas,
     ) -> None:
         self._store = store
         self._storage = storage
@@ -60,6 +62,7 @@ class Reading:
         self._logs = logs
         self._clock = clock
         self._max_result_bytes = max_result_bytes
+        self._quotas = quotas
 
     async def list_runs(
         self,
@@ -67,13 +70,19 @@ class Reading:
         workflow_id: WorkflowId | None,
         status: str | None,
         before: RunId | None,
+        tenant: Tenant | None,
     ) -> list[dict[str, object]]:
-        """Runs, newest first; `before` continues a list after its last run."""
+        """Runs, newest first; `before` continues a list after its last run; with `tenant`, only its own."""
         await self._journal.barrier()
         if before is not None:
             await self.record(before)
         records = await asyncio.to_thread(
-            self._store.list_runs, limit, workflow_id=workflow_id, status=status, before=before
+            self._store.list_runs,
+            limit,
+            workflow_id=workflow_id,
+            status=status,
+            before=before,
+            tenant=tenant,
         )
         return [_summary(record) for record in records]
 
@@ -93,14 +102,21 @@ class Reading:
         run = self._runs.live(run_id)
         if run is None:
             return None
-        waiting: Mapping[TaskId, str] = {}
+        waiting: dict[TaskId, str] = {}
         queued = {
             task_id: progress.attempt
             for task_id, progress in run.tasks.items()
             if progress.state is TaskState.QUEUED
         }
         if queued:
-            waiting = await self._dispatcher.waiting(run_id, queued)
+            waiting = {
+                task_id: reason
+                for task_id, attempt in queued.items()
+                if (
+                    reason := self._quotas.waiting_for(run.graph.tenant, (run_id, task_id, attempt))
+                )
+            }
+            waiting |= await self._dispatcher.waiting(run_id, queued)
         return _progress(run, waiting, self._clock.now())
 
     async def task_result(self, run_id: RunId, task_id: TaskId) -> dict[str, object]:
@@ -115,12 +131,12 @@ class Reading:
 
     async def value_json(self, run_id: RunId, task_id: TaskId, key: str) -> bytes:
         """The JSON text of one output. Raises ResultNotFoundError, or InvalidRequestError if it is none."""
-        value = await self._value(run_id, task_id, key)
-        return await self._dispatcher.render(value, self._max_result_bytes)
+        value, tenant = await self._value(run_id, task_id, key)
+        return await self._dispatcher.render(value, self._max_result_bytes, tenant)
 
     async def value_pickle(self, run_id: RunId, task_id: TaskId, key: str, start: int = 0) -> bytes:
         """A part of the pickle of one output, as opaque bytes. Raises ResultNotFoundError."""
-        value = await self._value(run_id, task_id, key)
+        value, _ = await self._value(run_id, task_id, key)
         if value.inline is not None:
             return value.inline[start : start + VALUE_PART_BYTES]
         assert value.location is not None
@@ -133,14 +149,15 @@ class Reading:
                 run_id, task_id, f"output {key!r} is no longer in storage"
             ) from None
 
-    async def _value(self, run_id: RunId, task_id: TaskId, key: str) -> Value:
+    async def _value(self, run_id: RunId, task_id: TaskId, key: str) -> tuple[Value, Tenant | None]:
+        """An output, and whose it is."""
         await self._journal.barrier()
-        await self.record(run_id)
+        record = await self.record(run_id)
         values = await asyncio.to_thread(self._store.load_task_values, run_id, task_id)
         if key not in values:
             found = ", ".join(values) or "nothing (yet)"
             raise ResultNotFoundError(run_id, task_id, f"no output {key!r}; it returned {found}")
-        return values[key]
+        return values[key], record.tenant
 
     async def task_logs(
         self, run_id: RunId, task_id: TaskId, attempt: int | None, after: str | None

@@ -52,8 +52,8 @@ class Replies:
         """
         if once is None:
             return await self._perform(None, prepare)
-        while once.key in self._under_way:
-            fingerprint, future = self._under_way[once.key]
+        while once.stored_key in self._under_way:
+            fingerprint, future = self._under_way[once.stored_key]
             if fingerprint != once.fingerprint:
                 raise ConflictError(once.key)
             await asyncio.wait([future])
@@ -62,7 +62,7 @@ class Replies:
             return future.result()
         future = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._under_way[once.key] = once.fingerprint, future
+        self._under_way[once.stored_key] = once.fingerprint, future
         try:
             reply = await self._stored(once) or await self._perform(once, prepare)
         except asyncio.CancelledError:
@@ -75,12 +75,12 @@ class Replies:
             future.set_result(reply)
             return reply
         finally:
-            del self._under_way[once.key]
+            del self._under_way[once.stored_key]
 
     async def _stored(self, once: Once) -> Mapping[str, str] | None:
         # A request that was given up may have left its writes with the journal.
         await self._journal.barrier()
-        record = await asyncio.to_thread(self._store.load_reply, once.key)
+        record = await asyncio.to_thread(self._store.load_reply, once.stored_key)
         if record is None:
             return None
         if record.fingerprint != once.fingerprint:
@@ -101,6 +101,6 @@ class Replies:
         writes = list(effect.writes)
         if once is not None:
             document = json.dumps(effect.reply)
-            writes.append(PutReply(once.key, once.fingerprint, document, self._clock.now()))
+            writes.append(PutReply(once.stored_key, once.fingerprint, document, self._clock.now()))
         await self._journal.append(writes, effect.begin)
         return effect.reply

@@ -24,13 +24,14 @@ from lattice.errors import (
     TooLargeError,
     UnavailableError,
 )
-from lattice.ids import NodeId, RunId, TaskId
+from lattice.ids import NodeId, RunId, TaskId, Tenant
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.observer import Observer
 from lattice.orchestrator.policies import Limits
+from lattice.orchestrator.quotas import Quotas
 from lattice.ports.environment import Clock
 from lattice.ports.execution import Argument, Dispatcher, Job, Report, TaskLogged
 from lattice.ports.store import AppendMessage, FinishRun, Write
@@ -118,11 +119,15 @@ class Runs:
         clock: Clock,
         observer: Observer,
         limits: Limits,
+        quotas: Quotas,
     ) -> None:
         self._limits = limits
+        self._quotas = quotas
         #: Tasks that have not ended, of live runs and of reserved ones, and how many runs are reserved.
         self._unfinished = 0
         self._reserved = 0
+        #: How many runs each tenant has that have not ended, reserved ones included.
+        self._of_tenant: Counter[Tenant | None] = Counter()
         self._journal = journal
         self._feed = feed
         self._logs = logs
@@ -158,6 +163,11 @@ class Runs:
         runs = len(self._live) + self._reserved + 1
         if runs > limits.max_live_runs:
             raise OverloadedError("max_live_runs", runs, limits.max_live_runs, "runs")
+        tenant, most = run.graph.tenant, limits.max_live_runs_per_tenant
+        if most is not None and self._of_tenant[tenant] >= most:
+            raise OverloadedError(
+                "max_live_runs_per_tenant", self._of_tenant[tenant] + 1, most, "runs"
+            )
         tasks = self._unfinished + run.unfinished
         if tasks > limits.max_unfinished_tasks:
             raise OverloadedError(
@@ -165,6 +175,7 @@ class Runs:
             )
         self._reserved += 1
         self._unfinished += run.unfinished
+        self._of_tenant[tenant] += 1
 
     def begin(self, run: Run, created: float, trace: str | None) -> None:
         """Starts a new run that was reserved, and is durable with its graph and its code."""
@@ -176,6 +187,7 @@ class Runs:
     def resume(self, run: Run, created: float, trace: str | None) -> None:
         """Goes on with a run that was replayed from its log, whatever the bounds are now."""
         self._unfinished += run.unfinished
+        self._of_tenant[run.graph.tenant] += 1
         _log.info("run %s goes on", run.run_id, extra=_about(run.run_id))
         self._admit(run, created, trace)
         self._step(run.run_id, Recovered(self._clock.now()))
@@ -197,6 +209,7 @@ class Runs:
             return
         if run_id in self._live and not isinstance(report, TaskStarted):
             self._logs.end(run_id, report.task_id, report.attempt)
+            self._leave(self._live[run_id].run, report.task_id, report.attempt)
             if isinstance(report, TaskLost):
                 # What the error says may be the user's.
                 _log.warning(
@@ -247,10 +260,13 @@ class Runs:
     def ahead(self, run_id: RunId, task_ids: Sequence[TaskId], limit: int) -> list[Job]:
         """The jobs that follow when tasks of a run succeed; see `lattice.ports.execution.Ahead`.
 
-        None while the database is away, as what would begin has to wait then.
+        None while the database is away, as what would begin has to wait then, and none of a tenant whose tasks
+        are counted.
         """
         live = self._live.get(run_id)
         if live is None or self._journal.outage is not None:
+            return []
+        if self._quotas.bounds(live.run.graph.tenant):
             return []
         return [
             self._job(live, task_id, live.run.tasks[task_id].attempt + 1, after)
@@ -307,11 +323,12 @@ class Runs:
                     live.disarm(message.task_id)
                     live.note(message)
                 case Execute() if self._journal.outage is None:
-                    self._dispatcher.submit(self._job(live, command.task_id, command.attempt))
+                    self._enter(live, command)
                 case Execute():
                     self._journal.append((), functools.partial(self._execute, live, command))
                 case Cancel(task_id, attempt):
                     self._dispatcher.cancel(run_id, task_id, attempt)
+                    self._leave(run, task_id, attempt)
                     self._logs.cancelled(run_id, task_id, attempt)
                 case ArmTimer():
                     self._arm(live, command)
@@ -325,10 +342,35 @@ class Runs:
 
     def _execute(self, live: _Live, command: Execute) -> None:
         """Hands over what had to wait, unless it has been cancelled meanwhile."""
+        if self._waits(live, command):
+            self._enter(live, command)
+
+    def _waits(self, live: _Live, command: Execute) -> bool:
         progress = live.run.tasks[command.task_id]
         waits = progress.state is TaskState.QUEUED and progress.attempt == command.attempt
-        if waits and self._live.get(live.run.run_id) is live:
+        return waits and self._live.get(live.run.run_id) is live
+
+    def _enter(self, live: _Live, command: Execute) -> None:
+        """Hands over an attempt as soon as its tenant may have one more."""
+        holder = live.run.run_id, command.task_id, command.attempt
+        self._quotas.enter(
+            live.run.graph.tenant, holder, functools.partial(self._submit, live, command)
+        )
+
+    def _submit(self, live: _Live, command: Execute) -> None:
+        # One that had to wait may come when the database is away: then it waits for that, too.
+        if self._journal.outage is None:
             self._dispatcher.submit(self._job(live, command.task_id, command.attempt))
+        else:
+            self._journal.append((), functools.partial(self._submit_still, live, command))
+
+    def _submit_still(self, live: _Live, command: Execute) -> None:
+        if self._waits(live, command):
+            self._dispatcher.submit(self._job(live, command.task_id, command.attempt))
+
+    def _leave(self, run: Run, task_id: TaskId, attempt: int) -> None:
+        """An attempt has ended: another of its tenant may begin."""
+        self._quotas.leave(run.graph.tenant, (run.run_id, task_id, attempt))
 
     def _tell(self, live: _Live, commands: Sequence[Command]) -> None:
         """Appends what is to be told to the journal, and publishes it once it is durable."""
@@ -353,7 +395,8 @@ class Runs:
                 self._feed.publish(run_id, texts)
                 if ended is not None:
                     self._feed.close(run_id)
-                    self._live.pop(run_id, None)
+                    if self._live.pop(run_id, None) is not None:
+                        self._of_tenant[live.run.graph.tenant] -= 1
                     _log.info("run %s ended %s after %.3f s", run_id, *ended, extra=_about(run_id))
 
             self._journal.append(writes, durable)
@@ -383,7 +426,7 @@ class Runs:
             task_id=task.task_id,
             attempt=attempt,
             name=task.name,
-            definition=self._nodes.define(task),
+            definition=self._nodes.define(task, run.graph.tenant),
             arguments=tuple(
                 _argument(run, binding) for binding in run.graph.bindings(task.task_id)
             ),

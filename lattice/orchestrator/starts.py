@@ -39,7 +39,7 @@ class Starts:
     """Makes the effects that start runs.
 
     `check` raises InvalidRequestError for resources that no node has; its second argument says whose.
-    `deadline` is that of runs that say none, in seconds. With `traces`, runs are in the trace of their request.
+    `deadline` is that of runs that say none, `max_deadline` the longest, in seconds. With `traces`, runs are in the trace of their request.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Starts:
         check: Callable[[Resources, str], None],
         deadline: float | None,
         traces: Traces | None = None,
+        max_deadline: float | None = None,
     ) -> None:
         self._store = store
         self._runs = runs
@@ -59,6 +60,7 @@ class Starts:
         self._check = check
         self._deadline = deadline
         self._traces = traces
+        self._max_deadline = max_deadline
 
     def of_workflow(
         self, workflow: Workflow, writes: Sequence[Write], deadline: float | None
@@ -72,6 +74,7 @@ class Starts:
         seconds = self._deadline
         if deadline is not None:
             seconds = checks.number(deadline, "deadline", above=True, maximum=_MAX_DEADLINE)
+        seconds = checks.within(seconds, "deadline", self._max_deadline, "max_deadline")
         graph = workflow.graph()
         self._check_nodes(graph.tasks.values())
         # Sorted, as the digest is to be that of the graph, not of the order of its keys.
@@ -121,7 +124,16 @@ class Starts:
     ) -> Effect:
         workflow_id = run.graph.workflow_id
         trace = None if self._traces is None else self._traces.current()
-        put = PutRun(run.run_id, workflow_id, graph, created, run.deadline, retry_of, trace)
+        put = PutRun(
+            run.run_id,
+            workflow_id,
+            graph,
+            created,
+            run.deadline,
+            retry_of,
+            trace,
+            run.graph.tenant,
+        )
         self._runs.reserve(run)
         return Effect(
             {"workflow_id": workflow_id, "run_id": run.run_id},

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from lattice.ids import Digest, NodeId, RunId, TaskId
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
 from lattice.workflow.events import (
     TaskFailed,
     TaskLost,
@@ -41,6 +41,7 @@ class Definition:
     Attributes:
         gpus: what `gpu` and `gpu_mem` come to, in GPUs.
         excluded: engine ids of nodes that get nothing new.
+        tenant: with whose calls alone it may share; None with anybody's.
     """
 
     code: Code
@@ -50,6 +51,7 @@ class Definition:
     scaling: Scaling
     runtime_env: Mapping[str, object]
     excluded: frozenset[NodeId]
+    tenant: Tenant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +235,8 @@ class Dispatcher(Protocol):
             UnavailableError: the process that ran it died.
         """
 
-    async def render(self, value: Value, limit: int) -> bytes:
-        """The JSON text of a stored value, made in a process that runs user code.
+    async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:
+        """The JSON text of a tenant's stored value, made in a process that runs its code.
 
         Raises:
             InvalidRequestError: the value is not JSON.

@@ -70,6 +70,13 @@ class DeleteLogs:
 
 
 @dataclass(frozen=True, slots=True)
+class DeleteWorkflow:
+    """A workflow goes, with its tasks and edges. Its runs, which work on graphs of their own, stay."""
+
+    workflow_id: WorkflowId
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteUnusedBlobs:
     """Those of the blobs go that no task, no run and no graph refers to when this is committed."""
 
@@ -90,6 +97,7 @@ Removal = (
     | DeleteMessages
     | DeleteValues
     | DeleteLogs
+    | DeleteWorkflow
     | DeleteUnusedBlobs
     | DeleteReplies
 )

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from lattice.ids import NodeId, RunId, TaskId, WorkflowId
+from lattice.ids import NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.execution import CallResult
 from lattice.workflow.outline import Outline
 from lattice.workflow.task import CodeForm
@@ -16,11 +16,32 @@ VALUE_PART_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. `tenant` is whom what is made belongs to.
+
+    With `admin` the caller sees what all tenants have, else only what is the tenant's own.
+    """
+
+    tenant: Tenant | None
+    admin: bool
+
+
+#: Whoever asks a service that has no API keys: sees everything, and what is made belongs to nobody.
+ANYBODY = Caller(None, admin=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Once:
-    """An idempotency key and a fingerprint of the request that carries it."""
+    """An idempotency key and a fingerprint of the request that carries it. Each tenant has keys of its own."""
 
     key: str
     fingerprint: str
+    tenant: Tenant | None = None
+
+    @property
+    def stored_key(self) -> str:
+        """What its answer is found by: no key of a request and no tenant has a line break."""
+        return self.key if self.tenant is None else f"{self.tenant}\n{self.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +92,9 @@ class LogMessages:
 class OrchestratorService(Protocol):
     """What the API asks of the orchestrator, in its own process or another. All may raise LatticeError."""
 
+    def for_caller(self, caller: Caller) -> OrchestratorService:
+        """The same as `caller` sees it: what is another tenant's is as if it were not there."""
+
     async def create_workflow(self, once: Once | None = None) -> WorkflowId: ...
 
     async def add_task(
@@ -86,6 +110,8 @@ class OrchestratorService(Protocol):
     async def del_edge(self, workflow_id: WorkflowId, source: TaskId, target: TaskId) -> None: ...
 
     async def del_task(self, workflow_id: WorkflowId, task_id: TaskId) -> None: ...
+
+    async def delete_workflow(self, workflow_id: WorkflowId) -> None: ...
 
     async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]: ...
 

@@ -9,19 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.removal import Removable, Removal
-from lattice.workflow.events import (
-    Value,
-)
+from lattice.workflow.events import Value
 
 
 @dataclass(frozen=True, slots=True)
 class PutWorkflow:
-    """A new workflow. `created` is in seconds since the epoch."""
+    """A new workflow of `tenant`. `created` is in seconds since the epoch."""
 
     workflow_id: WorkflowId
     created: float
+    tenant: Tenant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,7 @@ class PutRun:
     deadline: float | None = None
     retry_of: RunId | None = None
     trace: str | None = None
+    tenant: Tenant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +172,7 @@ class WorkflowRecord:
     created: float
     tasks: tuple[str, ...]
     edges: tuple[tuple[TaskId, TaskId], ...]
+    tenant: Tenant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,7 @@ class RunRecord:
     deadline: float | None = None
     retry_of: RunId | None = None
     trace: str | None = None
+    tenant: Tenant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +246,12 @@ class Store(Removable, Protocol):
         workflow_id: WorkflowId | None = None,
         status: str | None = None,
         before: RunId | None = None,
+        tenant: Tenant | None = None,
     ) -> list[RunRecord]:
-        """Runs, newest first; with `before`, only those older than that run."""
+        """Runs, newest first; with `before`, only those older than that run; with `tenant`, only its own."""
+
+    def count_workflows(self) -> dict[Tenant | None, int]:
+        """How many workflows each tenant has."""
 
     def unfinished_runs(self) -> list[RunRecord]:
         """Every run whose status is `running`, oldest first."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import bisect
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import assert_never
 
 from lattice.errors import LeaseLostError, StoreRefusedError
-from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.removal import (
     DeleteLogs,
     DeleteMessages,
@@ -19,6 +20,7 @@ from lattice.ports.removal import (
     DeleteRun,
     DeleteUnusedBlobs,
     DeleteValues,
+    DeleteWorkflow,
     DropNote,
     Leftovers,
     PutNote,
@@ -74,7 +76,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._lease = 0
         self._committed = 0
-        self._workflows: dict[WorkflowId, float] = {}
+        self._workflows: dict[WorkflowId, PutWorkflow] = {}
         self._drafts: dict[WorkflowId, _Draft] = {}
         self._blobs: dict[Digest, bytes] = {}
         self._runs: dict[RunId, RunRecord] = {}
@@ -116,9 +118,10 @@ class MemoryStore:
             draft = self._drafts.get(workflow_id, _Draft())
             return WorkflowRecord(
                 workflow_id=workflow_id,
-                created=self._workflows[workflow_id],
+                created=self._workflows[workflow_id].created,
                 tasks=tuple(draft.tasks.values()),
                 edges=tuple(draft.edges),
+                tenant=self._workflows[workflow_id].tenant,
             )
 
     def load_blob(self, digest: Digest) -> bytes | None:
@@ -138,6 +141,7 @@ class MemoryStore:
         workflow_id: WorkflowId | None = None,
         status: str | None = None,
         before: RunId | None = None,
+        tenant: Tenant | None = None,
     ) -> list[RunRecord]:
         """Runs, newest first; none if `before` names no run."""
         with self._lock:
@@ -148,9 +152,16 @@ class MemoryStore:
         wanted = (
             run
             for run in reversed(runs)
-            if workflow_id in (None, run.workflow_id) and status in (None, run.status)
+            if workflow_id in (None, run.workflow_id)
+            and status in (None, run.status)
+            and tenant in (None, run.tenant)
         )
         return list(itertools.islice(wanted, limit))
+
+    def count_workflows(self) -> dict[Tenant | None, int]:
+        """How many workflows each tenant has."""
+        with self._lock:
+            return dict(Counter(workflow.tenant for workflow in self._workflows.values()))
 
     def unfinished_runs(self) -> list[RunRecord]:
         """Every run whose status is `running`, oldest first."""
@@ -315,7 +326,7 @@ class MemoryStore:
     def _apply(self, write: Write) -> None:
         match write:
             case PutWorkflow():
-                self._workflows[write.workflow_id] = write.created
+                self._workflows[write.workflow_id] = write
             case PutTask():
                 self._draft(write.workflow_id).tasks[write.task_id] = write.document
                 self._codes[write.workflow_id, write.task_id] = write.code
@@ -342,6 +353,7 @@ class MemoryStore:
                     deadline=write.deadline,
                     retry_of=write.retry_of,
                     trace=write.trace,
+                    tenant=write.tenant,
                 )
             case AppendMessage():
                 log = self._logs.setdefault(write.run_id, _Log())
@@ -399,6 +411,10 @@ class MemoryStore:
                     printed.pop(part, None)
                 if not printed:
                     self._printed.pop(removal.run_id, None)
+            case DeleteWorkflow(workflow_id):
+                self._workflows.pop(workflow_id, None)
+                for task_id in self._drafts.pop(workflow_id, _Draft()).tasks:
+                    del self._codes[workflow_id, task_id]
             case DeleteUnusedBlobs():
                 for digest in removal.digests:
                     if not self._is_used(digest):

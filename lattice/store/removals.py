@@ -16,6 +16,7 @@ from lattice.ports.removal import (
     DeleteRun,
     DeleteUnusedBlobs,
     DeleteValues,
+    DeleteWorkflow,
     DropNote,
     PutNote,
     Removal,
@@ -23,6 +24,7 @@ from lattice.ports.removal import (
 from lattice.store.tables import (
     blob_uses,
     blobs,
+    edges,
     messages,
     removal_notes,
     replies,
@@ -30,6 +32,7 @@ from lattice.store.tables import (
     task_logs,
     task_values,
     tasks,
+    workflows,
 )
 
 Row = dict[str, object]
@@ -73,6 +76,10 @@ class RemovalStatements:
             task_logs.c.task_id == bindparam("of_task"),
             task_logs.c.attempt == bindparam("of_attempt"),
             task_logs.c.position == bindparam("at"),
+        )
+        self.delete_workflow = tuple(
+            delete(table).where(table.c.workflow_id == bindparam("gone"))
+            for table in (workflows, tasks, edges)
         )
         #: A blob that nobody refers to. Each look is one in an index.
         self.delete_blob = delete(blobs).where(
@@ -129,6 +136,9 @@ class RemovalStatements:
                             for task_id, attempt, position in removal.parts
                         ],
                     )
+                case DeleteWorkflow():
+                    for statement in self.delete_workflow:
+                        add(statement, [{"gone": removal.workflow_id}])
                 case DeleteUnusedBlobs():
                     digests: list[Row] = [{"unused": digest} for digest in removal.digests]
                     add(self.delete_blob, digests)

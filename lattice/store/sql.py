@@ -9,11 +9,11 @@ import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, Row, Select, select, tuple_
+from sqlalchemy import Engine, Row, Select, func, select, tuple_
 from sqlalchemy.exc import DataError
 
 from lattice.errors import LeaseLostError, StoreRefusedError
-from lattice.ids import Digest, RunId, TaskId, WorkflowId
+from lattice.ids import Digest, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.removal import DropNote, Leftovers, StoredOutput
 from lattice.ports.store import LogRecord, ReplyRecord, RunRecord, WorkflowRecord, Write
 from lattice.store import removals
@@ -49,6 +49,7 @@ _RUNS = select(
     runs.c.deadline,
     runs.c.retry_of,
     runs.c.trace,
+    runs.c.tenant,
 )
 
 #: Values with what names them.
@@ -105,7 +106,9 @@ class SqlStore:
     def load_workflow(self, workflow_id: WorkflowId) -> WorkflowRecord | None:
         """A workflow with its tasks and explicit edges, or None."""
         of_workflow, of_tasks, of_edges = self._read(
-            select(workflows.c.created).where(workflows.c.workflow_id == workflow_id),
+            select(workflows.c.created, workflows.c.tenant).where(
+                workflows.c.workflow_id == workflow_id
+            ),
             select(tasks.c.document)
             .where(tasks.c.workflow_id == workflow_id)
             .order_by(tasks.c.position),
@@ -120,6 +123,7 @@ class SqlStore:
             created=of_workflow[0].created,
             tasks=tuple(row.document for row in of_tasks),
             edges=tuple((row.source, row.target) for row in of_edges),
+            tenant=of_workflow[0].tenant,
         )
 
     def load_blob(self, digest: Digest) -> bytes | None:
@@ -139,6 +143,7 @@ class SqlStore:
         workflow_id: WorkflowId | None = None,
         status: str | None = None,
         before: RunId | None = None,
+        tenant: Tenant | None = None,
     ) -> list[RunRecord]:
         """Runs, newest first; none if `before` names no run."""
         statement = _RUNS.order_by(runs.c.created.desc(), runs.c.position.desc()).limit(limit)
@@ -146,6 +151,8 @@ class SqlStore:
             statement = statement.where(runs.c.workflow_id == workflow_id)
         if status is not None:
             statement = statement.where(runs.c.status == status)
+        if tenant is not None:
+            statement = statement.where(runs.c.tenant == tenant)
         if before is not None:
             # The place of a run in the order never changes, so it can be read in a transaction before.
             (last,) = self._read(
@@ -156,6 +163,13 @@ class SqlStore:
             statement = statement.where(tuple_(runs.c.created, runs.c.position) < tuple(last[0]))
         (rows,) = self._read(statement)
         return [RunRecord(**row._mapping) for row in rows]
+
+    def count_workflows(self) -> dict[Tenant | None, int]:
+        """How many workflows each tenant has."""
+        (rows,) = self._read(
+            select(workflows.c.tenant, func.count().label("number")).group_by(workflows.c.tenant)
+        )
+        return {row.tenant: row.number for row in rows}
 
     def unfinished_runs(self) -> list[RunRecord]:
         """Every run whose status is `running`, oldest first."""

@@ -151,6 +151,7 @@ class WriteStatements:
                             "deadline": write.deadline,
                             "retry_of": write.retry_of,
                             "trace": write.trace,
+                            "tenant": write.tenant,
                         }
                     )
                 case FinishRun():
@@ -191,7 +192,11 @@ class WriteStatements:
                     )
                 case PutWorkflow():
                     of_kind[self.put_workflow].append(
-                        {"workflow_id": write.workflow_id, "created": write.created}
+                        {
+                            "workflow_id": write.workflow_id,
+                            "created": write.created,
+                            "tenant": write.tenant,
+                        }
                     )
                 case PutTask():
                     edit(

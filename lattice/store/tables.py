@@ -52,6 +52,8 @@ workflows = Table(
     metadata,
     Column("workflow_id", Text, primary_key=True),
     Column("created", Double, nullable=False),
+    # Whose it is; none where there were no API keys.
+    Column("tenant", Text),
 )
 
 tasks = Table(
@@ -110,6 +112,7 @@ runs = Table(
     Column("deadline", Double),
     Column("retry_of", Text),
     Column("trace", Text),
+    Column("tenant", Text),
     UniqueConstraint("run_id"),
     # Pages of all runs, of a workflow's runs, and of runs with a status, in order without sorting. The
     # last one also finds the unfinished runs without touching a finished one.
@@ -119,6 +122,15 @@ runs = Table(
     # Which runs have ended, and when; whether a graph is in use.
     Index(None, "finished", "position"),
     Index(None, "graph"),
+    # Pages of a tenant's runs. Without API keys they cost no entry.
+    Index(
+        None,
+        "tenant",
+        "created",
+        "position",
+        sqlite_where=text("tenant IS NOT NULL"),
+        postgresql_where=text("tenant IS NOT NULL"),
+    ),
 )
 
 messages = Table(
@@ -177,6 +189,7 @@ nodes = Table(
 replies = Table(
     "replies",
     metadata,
+    # With the tenant in front: `lattice.ports.service.Once.stored_key`.
     Column("key", Text, primary_key=True),
     Column("fingerprint", Text, nullable=False),
     Column("document", Text, nullable=False),

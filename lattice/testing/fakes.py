@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping
 
 from lattice.errors import InvalidRequestError
-from lattice.ids import Digest, NodeId, RunId, TaskId
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
     Call,
@@ -139,7 +139,7 @@ class HeldDispatcher:
         """Gives the arguments back."""
         return CallResult(None, call.args)
 
-    async def render(self, value: Value, limit: int) -> bytes:
+    async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:
         """Nothing is JSON here."""
         raise InvalidRequestError("format", "a value of a test", "nothing is rendered")
 

@@ -72,3 +72,14 @@ def whole(value: object, field: str, *, minimum: int, maximum: int = 2**31) -> i
             field, shown(value), f"a whole number from {minimum} to {maximum} is allowed"
         )
     return value
+
+
+def within(value: float | None, field: str, most: float | None, setting: str) -> float | None:
+    """`value`, or `most` where there is none. Raises InvalidRequestError if it is above `most`."""
+    if most is None:
+        return value
+    if value is not None and value > most:
+        raise InvalidRequestError(
+            field, f"{value:g} s", f"at most {most:g} s are allowed (setting {setting})"
+        )
+    return most if value is None else value

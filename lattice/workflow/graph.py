@@ -16,7 +16,7 @@ from lattice.errors import (
     InvalidRequestError,
     TaskNotFoundError,
 )
-from lattice.ids import TaskId, WorkflowId
+from lattice.ids import TaskId, Tenant, WorkflowId
 from lattice.workflow import checks
 from lattice.workflow.task import Task, TaskKind
 
@@ -40,16 +40,24 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What a run works on: its tasks in topological order, and who waits for whom."""
+    """What a run works on: its tasks in topological order, and who waits for whom.
+
+    `tenant` is whose workflow it is; None where there are no API keys.
+    """
 
     workflow_id: WorkflowId
     tasks: Mapping[TaskId, Task]
     upstream: Mapping[TaskId, tuple[TaskId, ...]]
     downstream: Mapping[TaskId, tuple[TaskId, ...]]
+    tenant: Tenant | None = None
 
     @classmethod
     def build(
-        cls, workflow_id: WorkflowId, tasks: Iterable[Task], edges: Iterable[tuple[TaskId, TaskId]]
+        cls,
+        workflow_id: WorkflowId,
+        tasks: Iterable[Task],
+        edges: Iterable[tuple[TaskId, TaskId]],
+        tenant: Tenant | None = None,
     ) -> Graph:
         """The graph of `tasks` under `edges`, which include those that references imply.
 
@@ -73,6 +81,7 @@ class Graph:
                 task_id: tuple(sorted(downstream[task_id], key=place.__getitem__))
                 for task_id in order
             },
+            tenant,
         )
 
     def bindings(self, task_id: TaskId) -> tuple[Binding, ...]:
@@ -89,7 +98,8 @@ class Graph:
 
     def document(self) -> dict[str, object]:
         """A JSON document from which `from_document` makes the same graph."""
-        return {
+        owner = {} if self.tenant is None else {"tenant": self.tenant}
+        return owner | {
             "workflow_id": self.workflow_id,
             "tasks": [task.document() for task in self.tasks.values()],
             "edges": [
@@ -104,10 +114,12 @@ class Graph:
         edges = document["edges"]
         assert isinstance(tasks, list)
         assert isinstance(edges, list)
+        tenant = document.get("tenant")
         return cls.build(
             WorkflowId(str(document["workflow_id"])),
             [Task.from_document(task) for task in tasks],
             [(TaskId(source), TaskId(target)) for source, target in edges],
+            None if tenant is None else Tenant(str(tenant)),
         )
 
 
@@ -143,15 +155,22 @@ def _cycle_through(
 
 
 class Workflow:
-    """A workflow that is being edited. Every refused edit leaves it as it was."""
+    """A workflow that is being edited. Every refused edit leaves it as it was.
+
+    `tenant` is whose it is, from its making on; None where there are no API keys.
+    """
 
     def __init__(
         self,
         workflow_id: WorkflowId,
         tasks: Iterable[Task] = (),
         edges: Iterable[tuple[TaskId, TaskId]] = (),
+        tenant: Tenant | None = None,
     ) -> None:
         self.workflow_id = workflow_id
+        self.tenant = tenant
+        #: How many pairs of tasks have an edge, explicit or implied.
+        self.edge_count = 0
         self._tasks: dict[TaskId, Task] = {task.task_id: task for task in tasks}
         #: Explicit edges only, in the order in which they were added.
         self._edges: dict[tuple[TaskId, TaskId], None] = dict.fromkeys(edges)
@@ -172,6 +191,19 @@ class Workflow:
     def edges(self) -> tuple[tuple[TaskId, TaskId], ...]:
         """The explicit edges, as (source, target)."""
         return tuple(self._edges)
+
+    def has_edge(self, source: TaskId, target: TaskId) -> bool:
+        """Whether there is an edge, explicit or implied."""
+        return target in self._targets.get(source, ())
+
+    def edge_count_with(self, task: Task) -> int:
+        """How many edges there would be with `task` in the place of the one of its id."""
+        count, target = self.edge_count, task.task_id
+        new = _referenced(task)
+        for source in _referenced(self.task(target)):
+            only_reference = self._targets[source][target] == 1
+            count -= only_reference and source not in new
+        return count + sum(not self.has_edge(source, target) for source in new)
 
     def task(self, task_id: TaskId) -> Task:
         """Raises TaskNotFoundError."""
@@ -319,7 +351,7 @@ class Workflow:
         edges = [
             (source, target) for source, targets in self._targets.items() for target in targets
         ]
-        return Graph.build(self.workflow_id, tasks, edges)
+        return Graph.build(self.workflow_id, tasks, edges, self.tenant)
 
     def _check_reference(
         self, task: Task, key: str, source_id: TaskId, *, complete: bool = False
@@ -345,6 +377,7 @@ class Workflow:
 
     def _link(self, source: TaskId, target: TaskId) -> None:
         targets = self._targets.setdefault(source, {})
+        self.edge_count += target not in targets
         targets[target] = targets.get(target, 0) + 1
 
     def _unlink(self, source: TaskId, target: TaskId) -> None:
@@ -352,6 +385,7 @@ class Workflow:
         targets[target] -= 1
         if not targets[target]:
             del targets[target]
+            self.edge_count -= 1
 
     def _path(self, start: TaskId, end: TaskId) -> list[TaskId]:
         """The tasks on a path along the edges from `start` to `end`, both included; empty if none."""

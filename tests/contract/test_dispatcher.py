@@ -719,8 +719,12 @@ async def test_a_call_that_fails_says_why(bench: Bench) -> None:
     assert "in raises" in caught.value.traceback
     with pytest.raises(UnavailableError, match="the process that ran the task died"):
         await bench.dispatcher.call(bench.call(lambda: os._exit(1)))
-    with pytest.raises(TooLargeError, match="max_result_bytes"):
-        await bench.dispatcher.call(bench.call(lambda: "x" * 200_000))
+    around = len((await bench.dispatcher.call(bench.call(lambda: "x" * 90_000))).pickled) - 90_000
+    longest = 100_000 - around
+    at = await bench.dispatcher.call(bench.call(lambda: "x" * longest))
+    assert len(at.pickled) == 100_000
+    with pytest.raises(TooLargeError, match="max_result_bytes: found 100001 bytes"):
+        await bench.dispatcher.call(bench.call(lambda: "x" * (longest + 1)))
 
 
 @tasks_only
@@ -757,6 +761,9 @@ async def test_a_stored_value_is_rendered(bench: Bench) -> None:
         await bench.started(busy)
     text = await bench.dispatcher.render(made.values["x"], 100_000)
     assert text == ("[" + ",".join(['"ü"'] * 1000) + "]").encode()
+    assert await bench.dispatcher.render(made.values["x"], len(text)) == text
+    with pytest.raises(TooLargeError, match="max_result_bytes: found"):
+        await bench.dispatcher.render(made.values["x"], len(text) - 1)
     with pytest.raises(TooLargeError, match="max_result_bytes: found"):
         await bench.dispatcher.render(made.values["x"], 1000)
     with pytest.raises(InvalidRequestError, match="found a set, which is not JSON"):

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lattice.errors import InvalidRequestError, LeaseLostError, StoreRefusedError
-from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.store import (
     AppendMessage,
     DeleteEdge,
@@ -45,6 +45,9 @@ A, B, C = TaskId("a"), TaskId("b"), TaskId("c")
 
 #: A time that needs all digits of a double.
 NOW = 1_764_000_000.123456
+
+
+ALICE, BOB = Tenant("alice"), Tenant("bob")
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
@@ -619,3 +622,25 @@ def test_a_url_of_no_store_is_refused_without_telling_its_password(broken: str) 
     assert caught.value.field == "store_url"
     assert "sqlite:///PATH" in str(caught.value) or "timeout" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_what_is_whose(store: Store, commit: Callable[..., None]) -> None:
+    """Workflows and runs keep their tenant; a tenant's runs are listed by themselves, in pages."""
+    owners = {"a": ALICE, "b": BOB, "c": None}
+    for name, owner in owners.items():
+        flow = WorkflowId(name)
+        commit(PutWorkflow(flow, NOW, owner))
+        commit(*(PutRun(RunId(f"{name}{n}"), flow, GRAPH, NOW + n, tenant=owner) for n in range(3)))
+    commit(PutWorkflow(WorkflowId("a-second"), NOW, ALICE))
+    for name, owner in owners.items():
+        workflow, run = store.load_workflow(WorkflowId(name)), store.load_run(RunId(f"{name}0"))
+        assert workflow is not None
+        assert run is not None
+        assert (workflow.tenant, run.tenant) == (owner, owner)
+    assert store.count_workflows() == {ALICE: 2, BOB: 1, None: 1}
+    assert [run.run_id for run in store.list_runs(9, tenant=ALICE)] == ["a2", "a1", "a0"]
+    older = store.list_runs(1, tenant=BOB, before=RunId("b2"), status="running")
+    assert [run.run_id for run in older] == ["b1"]
+    assert store.list_runs(9, tenant=Tenant("nobody")) == []
+    assert len(store.list_runs(99)) == 9
+    assert {run.tenant for run in store.unfinished_runs()} == {ALICE, BOB, None}

@@ -16,6 +16,7 @@ from lattice.ports.removal import (
     DeleteRun,
     DeleteUnusedBlobs,
     DeleteValues,
+    DeleteWorkflow,
     DropNote,
     Leftovers,
     PutNote,
@@ -27,6 +28,7 @@ from lattice.ports.store import (
     FinishRun,
     LogRecord,
     PutBlob,
+    PutEdge,
     PutLog,
     PutReply,
     PutRun,
@@ -243,3 +245,39 @@ def test_a_name_that_no_column_can_hold_hides_no_other(store: Store, commit: Com
         AppendMessage(RUN, 1, "{}", A, {"x": Value(3, location=here)}),
     )
     assert store.referenced([here, "runs/run/a/1/\udcff", "runs/run/a/1/\0"]) == {here}
+
+
+def test_a_workflow_goes_with_its_tasks_and_edges(
+    store: Store, commit: Callable[..., None]
+) -> None:
+    """Also where it is put and deleted at once; another's stay, and so do its runs; its code may go."""
+    one, other = WorkflowId("one"), WorkflowId("other")
+    a, b, code = TaskId("a"), TaskId("b"), Digest("c")
+    for flow in (one, other):
+        commit(
+            PutWorkflow(flow, 1.0),
+            PutTask(flow, a, "{}"),
+            PutTask(flow, b, "{}"),
+            PutEdge(flow, a, b),
+        )
+    commit(
+        PutBlob(code, b"1"),
+        PutTask(one, a, "{}", code),
+        PutRun(RunId("run"), one, Digest("g"), 1.0),
+    )
+    commit(PutTask(one, TaskId("late"), "{}"), DeleteWorkflow(one))
+    commit(PutWorkflow(WorkflowId("short"), 1.0), DeleteWorkflow(WorkflowId("short")))
+    commit(DeleteWorkflow(WorkflowId("none such")))
+    assert store.load_workflow(one) is store.load_workflow(WorkflowId("short")) is None
+    left = store.load_workflow(other)
+    assert left is not None
+    assert (len(left.tasks), left.edges) == (2, ((a, b),))
+    assert store.load_run(RunId("run")) is not None
+    assert store.count_workflows() == {None: 1}
+    commit(DeleteUnusedBlobs((code,)))
+    assert store.load_blob(code) is None
+    # Its tasks do not come back with another of the same id.
+    commit(PutWorkflow(one, 2.0))
+    again = store.load_workflow(one)
+    assert again is not None
+    assert (again.tasks, again.edges) == ((), ())

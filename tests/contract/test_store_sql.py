@@ -19,7 +19,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, event, text
 
 from lattice.errors import LeaseLostError, StoreRefusedError, StoreUnavailableError
-from lattice.ids import Digest, NodeId, RunId, TaskId, WorkflowId
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.removal import (
     DeleteMessages,
     DeleteReplies,
@@ -325,7 +325,7 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(url: str) -> No
     with connected(url) as engine:
         with for_writing(engine).begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(StoreRefusedError, match=r"revision 9999.*newest is 0004"):
+        with pytest.raises(StoreRefusedError, match=r"revision 9999.*newest is 0005"):
             open_store(url)
         with engine.connect() as connection:
             found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
@@ -513,3 +513,12 @@ def test_housekeeping_finds_everything_by_an_index(sqlite_path: Path, sqlite_url
         searches = [plan for plan in plans if "SCALAR SUBQUERY" not in plan]
         assert all(plan.startswith("SEARCH") or plan == "SCAN lease" for plan in searches), plans
         assert not any("TEMP B-TREE" in plan for plan in plans), plans
+
+
+def test_pages_of_a_tenants_runs_are_read_in_order_by_an_index(
+    sqlite_path: Path, sqlite_url: str
+) -> None:
+    """Whatever others have, and without an entry for runs that are nobody's."""
+    with closing(open_store(sqlite_url)) as store, recorded_plans(sqlite_path) as plans:
+        store.list_runs(10, tenant=Tenant("alice"))
+    assert plans == ["SEARCH runs USING INDEX ix_runs_tenant_created_position (tenant=?)"]

@@ -14,9 +14,9 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from lattice.ids import Digest, RunId, TaskId, WorkflowId
+from lattice.ids import Digest, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.removal import DeleteUnusedBlobs
-from lattice.ports.store import LogRecord, PutLog, RunRecord
+from lattice.ports.store import LogRecord, PutLog, PutWorkflow, RunRecord
 from lattice.store import open_store
 from lattice.store.database import connect, for_writing
 from lattice.store.tables import metadata
@@ -106,9 +106,16 @@ def test_revision_0001_is_upgraded_with_its_data(old_database: Engine, url: str)
         assert store.load_values(RunId("done")) == stored
         assert store.referenced(["runs/done/a/1/x"]) == {"runs/done/a/1/x"}
         assert store.load_reply("key") is not None
+        # What was there before there were tenants is nobody's; what comes now has one.
+        assert workflow.tenant is live.tenant is None
+        assert store.count_workflows() == {None: 1}
         assert store.acquire_lease() == 8
         store.commit(8, [PutLog(RunId("done"), TaskId("a"), 1, 0, "[]")])
         assert store.load_logs(RunId("done"), 9) == [LogRecord(TaskId("a"), 1, 0, "[]")]
+        alice = Tenant("alice")
+        store.commit(8, [PutWorkflow(WorkflowId("hers"), 9.5, alice)])
+        assert store.list_runs(9, tenant=alice) == []
+        assert store.count_workflows() == {None: 1, alice: 1}
     with old_database.connect() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, metadata) == []

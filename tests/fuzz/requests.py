@@ -284,6 +284,10 @@ class Generator:
         limit = rng.choice(("", "?limit=1"))
         return Plan("DELETE /workflows/{workflow_id}/runs", path, query=limit)
 
+    def delete_workflow(self, rng: Random) -> Plan:
+        _, workflow_id = self._pool.workflow(rng)
+        return Plan("DELETE /workflows/{workflow_id}", f"/workflows/{workflow_id}")
+
     def describe_run(self, rng: Random) -> Plan:
         run_id, _ = self._pool.run(rng)
         return Plan("GET /runs/{run_id}", f"/runs/{run_id}")
@@ -758,6 +762,7 @@ _PLANS: tuple[tuple[Callable[[Generator, Random], Plan], float], ...] = (
     (Generator.retry_run, 7),
     (Generator.delete_run, 10),
     (Generator.delete_runs, 3),
+    (Generator.delete_workflow, 1),
     (Generator.describe_run, 5),
     (Generator.list_runs, 4),
     (Generator.task_result, 6),

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from lattice.errors import InvalidRequestError
-from lattice.ids import Digest, NodeId, RunId, TaskId
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
     Call,
@@ -137,7 +137,7 @@ class SimulatedDispatcher:
         """Gives the arguments back."""
         return CallResult(None, call.args)
 
-    async def render(self, value: Value, limit: int) -> bytes:
+    async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:
         """Nothing is JSON here."""
         raise InvalidRequestError("format", "a simulated value", "nothing is rendered")
 

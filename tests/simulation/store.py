@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from lattice.errors import StoreUnavailableError
-from lattice.ids import Digest, RunId, TaskId, WorkflowId
+from lattice.ids import Digest, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.store import ReplyRecord, RunRecord, WorkflowRecord, Write
 from lattice.store.memory import MemoryStore
 from lattice.workflow.events import Value
@@ -74,12 +74,18 @@ class CrashingStore:
         workflow_id: WorkflowId | None = None,
         status: str | None = None,
         before: RunId | None = None,
+        tenant: Tenant | None = None,
     ) -> list[RunRecord]:
         """Runs, newest first."""
         self._read()
         return self._database.list_runs(
-            limit, workflow_id=workflow_id, status=status, before=before
+            limit, workflow_id=workflow_id, status=status, before=before, tenant=tenant
         )
+
+    def count_workflows(self) -> dict[Tenant | None, int]:
+        """How many workflows each tenant has."""
+        self._read()
+        return self._database.count_workflows()
 
     def unfinished_runs(self) -> list[RunRecord]:
         """Every run whose status is `running`, oldest first."""

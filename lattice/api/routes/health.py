@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from lattice.api.access import operators_only
 from lattice.api.dependencies import AppHolder, readiness
 from lattice.api.errors import refusals
 from lattice.api.models.schemas import HealthResponse, ReadyResponse
@@ -43,6 +44,7 @@ async def readyz() -> ReadyResponse:
 
 @router.get(
     "/metrics",
+    dependencies=[Depends(operators_only)],
     response_class=Response,
     responses={
         200: {
@@ -53,7 +55,7 @@ async def readyz() -> ReadyResponse:
     },
 )
 async def metrics(holder: AppHolder) -> Response:
-    """Metrics for Prometheus, where `metrics_exporter` is `prometheus`."""
+    """Metrics for Prometheus, where `metrics_exporter` is `prometheus`. Where API keys are configured, it needs an `admin` key."""
     text = None if holder.metrics is None else holder.metrics.render()
     if holder.metrics is None or text is None:
         raise HTTPException(

@@ -101,6 +101,7 @@ async def run_events(
         lambda: follow_run(service, RunId(run_id), None, seq, holder.streams, logs=logs),
         holder.streams,
         holder.stopping,
+        holder.open_streams,
     )
 
 

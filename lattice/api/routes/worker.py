@@ -1,9 +1,10 @@
-"""Worker nodes: registering them, and the port under which they join."""
+"""Worker nodes: registering them, and the port under which they join. With API keys, for `admin` keys only."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
+from lattice.api.access import operators_only
 from lattice.api.dependencies import Service
 from lattice.api.errors import refusals
 from lattice.api.models.schemas import (
@@ -17,7 +18,8 @@ from lattice.api.models.schemas import (
 from lattice.api.requests import JSONRoute
 from lattice.ids import NodeId
 
-router = APIRouter(tags=["worker"], route_class=JSONRoute)
+# The cluster is the operator's, not a tenant's.
+router = APIRouter(tags=["worker"], route_class=JSONRoute, dependencies=[Depends(operators_only)])
 
 
 @router.post("/connect_worker", responses=refusals(400))

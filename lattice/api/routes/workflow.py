@@ -137,6 +137,13 @@ async def submit_workflow(
     return SubmitWorkflowResponse(workflow_id=workflow_id, run_id=run_id)
 
 
+@router.delete("/workflows/{workflow_id}", responses=refusals(404))
+async def delete_workflow(workflow_id: AnyId, service: Service) -> StatusResponse:
+    """Deletes a workflow with its tasks. Its runs go on, and stay until they are deleted themselves."""
+    await service.delete_workflow(WorkflowId(workflow_id))
+    return StatusResponse()
+
+
 @router.delete("/workflows/{workflow_id}/runs")
 async def delete_runs(
     workflow_id: AnyId,
@@ -167,7 +174,7 @@ async def get_workflow_res(
     print.
 
     Close codes: 1000 after the last message, 4400 for a bad `after`, 4404 for an unknown run, 1013 when
-    the orchestrator stays unavailable (connect again, with `after`), 1011 for a defect.
+    the orchestrator stays unavailable or too many streams are open (connect again, with `after`), 1011 for a defect.
     """
     await send_over_websocket(
         websocket,
@@ -179,4 +186,5 @@ async def get_workflow_res(
             holder.streams,
             logs=logs,
         ),
+        holder.open_streams,
     )

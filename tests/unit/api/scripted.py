@@ -12,6 +12,7 @@ from lattice.ids import NodeId, RunId, TaskId, WorkflowId
 from lattice.ports.execution import CallResult
 from lattice.ports.service import (
     VALUE_PART_BYTES,
+    Caller,
     LogMessages,
     Once,
     OrchestratorService,
@@ -91,6 +92,10 @@ class ScriptedService(OrchestratorService):
         self.result: object = {"answer": 42}
         self.value = b'{"a":1}'
 
+    def for_caller(self, caller: Caller) -> ScriptedService:
+        self.calls.append(("for_caller", caller))
+        return self
+
     def _note(self, *call: object) -> None:
         self.calls.append(call)
         if self.fails is not None:
@@ -119,6 +124,9 @@ class ScriptedService(OrchestratorService):
 
     async def del_task(self, workflow_id: WorkflowId, task_id: TaskId) -> None:
         self._note("del_task", workflow_id, task_id)
+
+    async def delete_workflow(self, workflow_id: WorkflowId) -> None:
+        self._note("delete_workflow", workflow_id)
 
     async def workflow_tasks(self, workflow_id: WorkflowId) -> list[dict[str, str]]:
         self._note("workflow_tasks", workflow_id)

@@ -248,7 +248,8 @@ async def test_a_body_over_the_limit_is_413(service: ScriptedService) -> None:
         served(app) as address,
         httpx.AsyncClient(base_url=f"http://{address}") as client,
     ):
-        for content in (body, pieces(), b"x" * 10_000_000):
+        over = json.dumps(SAVED).encode().ljust(1001)
+        for content in (body, pieces(), b"x" * 10_000_000, over):
             answer = await client.post("/save_task", content=content, headers=JSON)
             assert answer.status_code == 413
             detail = answer.json()["detail"]

@@ -15,8 +15,11 @@ pytestmark = pytest.mark.anyio
 CASES: list[tuple[LatticeError, int]] = [
     (errors.InvalidRequestError("f", "x", "y is allowed"), 400),
     (errors.CycleError("f", ["a", "b", "a"]), 400),
+    (errors.UnauthorizedError("a key is needed"), 401),
     (errors.ForbiddenError("Host", "evil"), 403),
     (errors.ProtocolRefusedError("9.0", "9", "1.0", 1, 1), 400),
+    (errors.ExposedError("192.0.2.1", "use keys"), 403),
+    (errors.AdminOnlyError("alice"), 403),
     (errors.WorkflowNotFoundError("w"), 404),
     (errors.TaskNotFoundError("t", "w"), 404),
     (errors.EdgeNotFoundError("s", "t", "w"), 404),
@@ -25,6 +28,7 @@ CASES: list[tuple[LatticeError, int]] = [
     (errors.WorkerNotFoundError("n"), 404),
     (errors.ConflictError("k"), 409),
     (errors.TooLargeError("max_tasks", 2, 1, "tasks"), 413),
+    (errors.TooManyRequestsError("alice", 2.0, 0.5), 429),
     (errors.UserCodeError("ValueError", "no", "Traceback ...\nValueError: no"), 500),
     (errors.InvalidTransitionError("r", "t", "s", "e", ["a"]), 500),
     (errors.UnavailableError("later", 2.6), 503),
@@ -43,7 +47,7 @@ async def test_an_error_is_answered_as_the_table_says(
     service.fails = error
     answer = await client.post("/create_workflow")
     assert (answer.status_code, answer.json()) == (status, {"detail": str(error)})
-    assert ("retry-after" in answer.headers) == (status == 503)
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
 
 
 def test_every_error_has_a_case_here() -> None:

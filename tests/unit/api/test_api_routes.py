@@ -68,6 +68,7 @@ async def test_posts(
     ("path", "call", "answer"),
     [
         ("/runs/r", ("delete_run", "r"), OK),
+        ("/workflows/w", ("delete_workflow", "w"), OK),
         ("/workflows/w/runs", ("delete_runs", "w", 1000), OK | {"deleted": 3}),
         ("/workflows/w/runs?limit=5", ("delete_runs", "w", 5), OK | {"deleted": 3}),
     ],

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from lattice.api.server import create_app
 from lattice.errors import InvalidTransitionError, UnavailableError
+from lattice.settings import LatticeSettings
 from tests.unit.api.scripted import ScriptedRun, ScriptedService, message
 from tests.unit.api.served import served, until
 
@@ -176,3 +179,30 @@ async def test_another_sites_page_is_refused_in_the_handshake(
             await heard(f"ws://{address}/get_workflow_res/w1/r1", origin="https://evil.example")
     assert refused.value.response.status_code == 403
     assert run.opened_after == []
+
+
+async def test_streams_beyond_the_bound_are_refused_and_those_that_close_make_room(
+    service: ScriptedService, run: ScriptedRun
+) -> None:
+    """WebSockets and server-sent events together: exactly as many as the setting says."""
+    settings = LatticeSettings(max_open_streams=2)
+    async with served(create_app(orchestrator=service, settings=settings)) as address:
+        url, events = f"ws://{address}/get_workflow_res/w1/r1", f"http://{address}/runs/r1/events"
+        async with connect(url) as first, httpx.AsyncClient() as client:
+            await run.say()
+            async with client.stream("GET", events) as second:
+                assert second.status_code == 200
+                messages, code, reason = await heard(url)
+                assert (messages, code) == ([], 1013)
+                assert reason.startswith("max_open_streams: 3 streams")
+                refused = await client.get(events)
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+                assert "max_open_streams" in refused.json()["detail"]
+                assert await first.recv() == message(1)
+            await until(lambda: run.open_streams == 1)
+            async with connect(url) as third:
+                assert await third.recv() == message(1)
+        await until(lambda: run.open_streams == 0)
+        await run.say(1, last=True)
+        for _ in range(3):
+            assert (await heard(url))[1] == 1000

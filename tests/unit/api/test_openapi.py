@@ -44,6 +44,7 @@ PATHS = {
     "/runs/{run_id}/events",
     "/runs/{run_id}/cancel",
     "/runs/{run_id}/retry",
+    "/workflows/{workflow_id}",
     "/workflows/{workflow_id}/runs",
     "/runs/{run_id}/tasks/{task_id}/logs",
     "/runs/{run_id}/tasks/{task_id}/result",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deployments.replicas.identity import application_name
-from lattice.ids import Digest, NodeId
+from lattice.execution.shape import TENANT_VARIABLE
+from lattice.ids import Digest, NodeId, Tenant
 from lattice.ports.execution import Definition
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
@@ -37,6 +38,9 @@ def test_what_the_calls_need_counts() -> None:
         replace(DEFINITION, scaling=Scaling(max_replicas=2)),
         replace(DEFINITION, runtime_env={"pip": ["x"]}),
         replace(DEFINITION, excluded=frozenset({NodeId("n")})),
+        replace(DEFINITION, tenant=Tenant("alice")),
+        replace(DEFINITION, tenant=Tenant("bob")),
+        replace(DEFINITION, runtime_env={"env_vars": {TENANT_VARIABLE: "alice"}}),
     ]
     names = {name(DEFINITION), name(DEFINITION, "other"), *map(name, others)}
     assert len(names) == len(others) + 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,33 +14,12 @@ from lattice.ids import RunId, TaskId
 from lattice.orchestrator import Defaults
 from lattice.ports.execution import Call, CallResult
 from lattice.ports.service import Once
-from lattice.store.memory import MemoryStore
-from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher
 from lattice.workflow.retry import RetryPolicy
-from tests.unit.orchestrator.world import LIMITS, World, make, upload
+from tests.unit.orchestrator.world import LIMITS, MakeWorld, World, upload
 
 pytestmark = pytest.mark.anyio
 
 A, B = TaskId("a"), TaskId("b")
-MakeWorld = Callable[..., Any]
-
-
-@pytest.fixture
-async def make_world(anyio_backend: str) -> AsyncIterator[MakeWorld]:
-    """Makes a world whose orchestrator has other limits and defaults."""
-    made: list[World] = []
-
-    async def new(**options: Any) -> World:
-        store, clock, ids = MemoryStore(), FakeClock(), CountedIds()
-        dispatcher = HeldDispatcher(clock)
-        orchestrator = make(store, clock, dispatcher, ids, **options)
-        made.append(World(store, clock, dispatcher, orchestrator, ids, options=options))
-        await orchestrator.start_monitor()
-        return made[-1]
-
-    yield new
-    for world in made:
-        await world.orchestrator.close()
 
 
 async def last_message(world: World, run_id: RunId) -> dict[str, Any]:

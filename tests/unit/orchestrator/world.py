@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lattice.ids import RunId, TaskId, WorkflowId
 from lattice.observability.telemetry import NoTelemetry
-from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention, Surroundings
+from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention, Surroundings, Tenancy
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher
 from lattice.workflow.task import CodeForm
+
+#: Makes a world whose orchestrator has other limits and defaults.
+MakeWorld = Callable[..., Any]
 
 
 class FakeStorage:
@@ -103,6 +106,7 @@ def make(
     limits: Limits = LIMITS,
     defaults: Defaults | None = None,
     retention: Retention | None = None,
+    tenancy: Tenancy | None = None,
     warm_up: bool = False,
 ) -> Orchestrator:
     around = Surroundings(
@@ -115,5 +119,6 @@ def make(
         limits,
         defaults or Defaults(),
         retention,
+        tenancy=tenancy or Tenancy(),
     )
     return Orchestrator(around, warm_up=warm_up)

@@ -1,0 +1,245 @@
+"""Tenants beside each other: what is another's is as if it were not there, and its tasks wait for nobody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from lattice.errors import AdminOnlyError, ConflictError, NotFoundError
+from lattice.ids import NodeId, RunId, TaskId, Tenant, WorkflowId
+from lattice.orchestrator import Tenancy
+from lattice.ports.service import Caller, Once, OrchestratorService
+from tests.unit.orchestrator.world import MakeWorld, World, upload
+
+pytestmark = pytest.mark.anyio
+
+ALICE, BOB = Tenant("alice"), Tenant("bob")
+A, B, C = TaskId("a"), TaskId("b"), TaskId("c")
+
+
+def seen_by(world: World, tenant: str, *, admin: bool = False) -> OrchestratorService:
+    return world.orchestrator.for_caller(Caller(Tenant(tenant), admin=admin))
+
+
+Request = Callable[[OrchestratorService, WorkflowId, RunId], Awaitable[object]]
+
+
+async def _first(
+    service: OrchestratorService, run_id: RunId, workflow_id: WorkflowId | None
+) -> object:
+    async for group in service.follow(run_id, workflow_id, 0):
+        return group
+    return None
+
+
+#: Everything that names a workflow or a run.
+OF_WORKFLOW: dict[str, Request] = {
+    "add_task": lambda s, w, r: s.add_task(w, "code", "n"),
+    "save_task": lambda s, w, r: s.save_task(w, upload("a"), add_edges=False),
+    "add_edge": lambda s, w, r: s.add_edge(w, A, B),
+    "del_edge": lambda s, w, r: s.del_edge(w, A, B),
+    "del_task": lambda s, w, r: s.del_task(w, A),
+    "delete_workflow": lambda s, w, r: s.delete_workflow(w),
+    "workflow_tasks": lambda s, w, r: s.workflow_tasks(w),
+    "run_workflow": lambda s, w, r: s.run_workflow(w),
+    "add_langgraph_task": lambda s, w, r: s.add_langgraph_task(w, upload("l")),
+    "run_langgraph_task": lambda s, w, r: s.run_langgraph_task(w, A, b"", b""),
+}
+OF_RUN: dict[str, Request] = {
+    "list_runs": lambda s, w, r: s.list_runs(9, before=r),
+    "describe_run": lambda s, w, r: s.describe_run(r),
+    "cancel_run": lambda s, w, r: s.cancel_run(r),
+    "retry_run": lambda s, w, r: s.retry_run(r),
+    "delete_run": lambda s, w, r: s.delete_run(r),
+    "follow": lambda s, w, r: _first(s, r, None),
+    "follow of a workflow": lambda s, w, r: _first(s, r, w),
+    "task_result": lambda s, w, r: s.task_result(r, A),
+    "task_logs": lambda s, w, r: s.task_logs(r, A),
+    "value_json": lambda s, w, r: s.value_json(r, A, "out"),
+    "value_pickle": lambda s, w, r: s.value_pickle(r, A, "out"),
+}
+
+
+def test_every_request_is_among_these() -> None:
+    """One that is added has to say what a tenant sees of it."""
+    others = {
+        *("for_caller", "create_workflow", "submit_workflow", "delete_runs", "ready"),
+        *("connect_worker", "disconnect_worker", "workers", "head_port"),
+    }
+    named = {name.partition(" ")[0] for name in (*OF_WORKFLOW, *OF_RUN)} | others
+    assert named == {name for name in vars(OrchestratorService) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("what", [*OF_WORKFLOW, *OF_RUN])
+async def test_anothers_id_is_refused_as_one_that_names_nothing(
+    world: World, what: str, ended: bool
+) -> None:
+    """Word for word, whether the run goes on or has ended; and nothing has happened."""
+    alice, bob = seen_by(world, "alice"), seen_by(world, "bob")
+    workflow_id, run_id = await alice.submit_workflow([upload("a"), upload("b")], [(A, B)])
+    if ended:
+        await alice.cancel_run(run_id)
+    before = await alice.describe_run(run_id), await alice.workflow_tasks(workflow_id)
+    request = (OF_WORKFLOW | OF_RUN)[what]
+
+    async def refusal(workflow_id: WorkflowId, run_id: RunId) -> tuple[type, str]:
+        with pytest.raises(NotFoundError) as refused:
+            await request(bob, workflow_id, run_id)
+        return type(refused.value), str(refused.value)
+
+    unknown = WorkflowId("none-such"), RunId("no-such-run")
+    kind, text = await refusal(*unknown)
+    hers = text.replace(unknown[0], workflow_id).replace(unknown[1], run_id)
+    assert await refusal(workflow_id, run_id) == (kind, hers)
+    assert await bob.delete_runs(workflow_id, 9) == await bob.delete_runs(unknown[0], 9) == 0
+    assert (await alice.describe_run(run_id), await alice.workflow_tasks(workflow_id)) == before
+    assert len(await alice.list_runs(9)) == 1
+
+
+async def test_each_tenant_lists_its_own_and_an_admin_all(world: World) -> None:
+    """What there was before there were keys is nobody's: admins see it."""
+    _, nobodys = await world.orchestrator.submit_workflow([upload("a")], [])
+    runs = {}
+    for name in ("alice", "bob", "alice"):
+        workflow_id = await seen_by(world, name).create_workflow()
+        task_id = await seen_by(world, name).add_task(workflow_id, "code", "a")
+        saved = upload("a")
+        await seen_by(world, name).save_task(
+            workflow_id, type(saved)(task_id, None, saved.definition, saved.code), add_edges=False
+        )
+        runs.setdefault(name, []).insert(0, await seen_by(world, name).run_workflow(workflow_id))
+
+    def ids(found: list[dict[str, object]]) -> list[object]:
+        return [run["run_id"] for run in found]
+
+    for name, expected in runs.items():
+        assert ids(await seen_by(world, name).list_runs(9)) == expected
+    assert len(await seen_by(world, "ops", admin=True).list_runs(9)) == 4
+    assert ids(await seen_by(world, "nobody").list_runs(9)) == []
+    ops = seen_by(world, "ops", admin=True)
+    assert await ops.cancel_run(nobodys) == await ops.cancel_run(runs["bob"][0]) == "cancelled"
+
+
+async def test_whose_a_run_is_survives_a_restart_and_a_retry(world: World) -> None:
+    """The new orchestrator has only the store."""
+    workflow_id, run_id = await seen_by(world, "alice").submit_workflow([upload("a")], [])
+    await world.restart()
+    assert (await seen_by(world, "alice").describe_run(run_id))["status"] == "running"
+    assert world.dispatcher.jobs[run_id, A].definition.tenant == ALICE
+    for request in (OF_RUN["describe_run"], OF_WORKFLOW["workflow_tasks"]):
+        with pytest.raises(NotFoundError):
+            await request(seen_by(world, "bob"), workflow_id, run_id)
+    # What an admin starts of hers is hers.
+    ops = seen_by(world, "ops", admin=True)
+    await ops.cancel_run(run_id)
+    for again in (await ops.retry_run(run_id), await ops.run_workflow(workflow_id)):
+        assert (await seen_by(world, "alice").describe_run(again))["status"] == "running"
+        assert world.dispatcher.jobs[again, A].definition.tenant == ALICE
+
+
+async def test_each_tenant_has_idempotency_keys_of_its_own(world: World) -> None:
+    """The same key of two tenants is two keys, also when it comes back after a restart."""
+    made = {}
+    for name in (ALICE, BOB, None):
+        caller = Caller(name, admin=name is None)
+        service = world.orchestrator.for_caller(caller)
+        made[name] = await service.create_workflow(Once("k", "print", name))
+    assert len(set(made.values())) == 3
+    await world.restart()
+    for name, workflow_id in made.items():
+        service = world.orchestrator.for_caller(Caller(name, admin=name is None))
+        assert await service.create_workflow(Once("k", "print", name)) == workflow_id
+        with pytest.raises(ConflictError, match="Idempotency-Key 'k' was"):
+            await service.create_workflow(Once("k", "another", name))
+
+
+async def test_nodes_are_the_operators(world: World) -> None:
+    bob, ops = seen_by(world, "bob"), seen_by(world, "ops", admin=True)
+    requests: list[Callable[[OrchestratorService], Awaitable[object]]] = [
+        lambda s: s.connect_worker(NodeId("n"), "10.0.0.1", {}),
+        lambda s: s.disconnect_worker(NodeId("n")),
+        lambda s: s.workers(),
+        lambda s: s.head_port(),
+    ]
+    for request in requests:
+        with pytest.raises(AdminOnlyError):
+            await request(bob)
+    for request in requests:
+        await request(ops)
+    await bob.ready()
+
+
+# -- batches and quotas ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_definitions_are_the_tenants_unless_a_setting_says_otherwise(
+    make_world: MakeWorld, shared: bool
+) -> None:
+    """Calls meet in one batch where their definitions are equal."""
+    world = await make_world(tenancy=Tenancy(share_definitions=shared))
+    definitions = []
+    for name in ("alice", "alice", "bob"):
+        batched = upload("a", batch_config={"enabled": True, "batch_size": 4})
+        _, run_id = await seen_by(world, name).submit_workflow([batched], [])
+        definitions.append(world.dispatcher.jobs[run_id, A].definition)
+    one, same, other = definitions
+    assert one == same
+    assert (one == other) is shared
+
+
+def begun(world: World) -> list[TaskId]:
+    return [task_id for task_id, _ in world.dispatcher.submitted]
+
+
+async def test_tasks_beyond_a_tenants_bound_wait_for_its_own_only(make_world: MakeWorld) -> None:
+    """At the bound they run, one over waits and says for what; each that ends lets the next begin."""
+    world = await make_world(tenancy=Tenancy(max_concurrent_tasks={ALICE: 2}))
+    alice = seen_by(world, "alice")
+    _, run_id = await alice.submit_workflow([upload(name) for name in "abcd"], [])
+    assert begun(world) == ["a", "b"]
+    described: Any = await alice.describe_run(run_id)
+    waits = {task["task_id"]: task["waiting_for"] for task in described["tasks"]}
+    assert waits["c"] == "other tasks of 'alice': 2 of max_concurrent_tasks, 2, run"
+    assert waits["a"] == "the test"
+    await seen_by(world, "bob").submit_workflow([upload(name) for name in "efgh"], [])
+    assert begun(world)[2:] == ["e", "f", "g", "h"]
+    world.dispatcher.succeed(run_id, TaskId("b"), out=b"1")
+    assert begun(world)[6:] == ["c"]
+    world.dispatcher.fail(run_id, TaskId("a"))
+    assert begun(world)[6:] == ["c", "d"]
+    # What is cancelled, in the queue or not, makes room.
+    _, second = await alice.submit_workflow([upload("x"), upload("y")], [])
+    _, third = await alice.submit_workflow([upload("z")], [])
+    assert begun(world)[8:] == []
+    await alice.cancel_run(second)
+    await alice.cancel_run(run_id)
+    assert begun(world)[8:] == ["z"]
+    world.dispatcher.succeed(third, TaskId("z"), out=b"1")
+    await alice.submit_workflow([upload(name) for name in "ij"], [])
+    assert begun(world)[9:] == ["i", "j"]
+
+
+async def test_the_bound_holds_after_a_restart(make_world: MakeWorld) -> None:
+    world = await make_world(tenancy=Tenancy(max_concurrent_tasks={ALICE: 1}))
+    _, run_id = await seen_by(world, "alice").submit_workflow([upload("a"), upload("b")], [])
+    await world.restart()
+    assert len(begun(world)) == 1
+    world.dispatcher.succeed(run_id, begun(world)[0], out=b"1")
+    assert sorted(begun(world)) == ["a", "b"]
+
+
+async def test_what_a_subscriber_reads_names_no_tenant(world: World) -> None:
+    """Messages are as they were without keys."""
+    alice = seen_by(world, "alice")
+    _, run_id = await alice.submit_workflow([upload("a")], [])
+    await alice.cancel_run(run_id)
+    texts: list[str] = []
+    async for group in alice.follow(run_id, None, 0):
+        texts += [str(text) for text in group]  # type: ignore[union-attr]  # no logs were asked for
+    assert texts
+    assert not any("alice" in json.dumps(json.loads(text)) for text in texts)
