@@ -29,6 +29,7 @@ from lattice.execution.fair_queue import FairQueue
 from lattice.execution.held_values import HeldValues
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_starts import StartListener
+from lattice.execution.ray_tasks import RECALL_AFTER
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import Room, shortage
 from lattice.ids import Digest, NodeId, RunId, TaskId
@@ -336,19 +337,22 @@ class ReplicaDispatcher:
 
         A call whose batch mates in the same call of the handle have begun stays with them.
         """
-        groups = set()
         for taken in [*self._attempts.values()]:
             if taken.started or _excluded(taken) == nodes:
                 continue
             definition = replace(taken.job.definition, excluded=nodes)
             taken.job = replace(taken.job, definition=definition)
-            if taken.group is not None:
-                groups.add(taken.group)
-            else:
+            if taken.group is None:
                 self._queue.discard(taken.application, taken.job.run_id, taken)
                 self._rehome(taken)
-        for group in groups:
-            if not any(each.started for each in group.open.values()):
+        self._loop.call_later(RECALL_AFTER, self._recall)
+
+    def _recall(self) -> None:
+        """Takes groups back that have not begun and may not run where they are."""
+        for group in () if self._closed else [*self._groups]:
+            own = group.application.definition.excluded
+            waits = [each for each in group.open.values() if not each.started]
+            if len(waits) == len(group.open) and any(_excluded(each) != own for each in waits):
                 self._stop(group)
 
     def _rehome(self, taken: Attempt) -> None:

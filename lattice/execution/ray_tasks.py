@@ -64,6 +64,9 @@ _CLOSE_WAIT = 5.0
 #: Most attempts that share a call, how long they may last together, and one of them, in seconds.
 _MOST_FUSED, _FUSED_SECONDS, _SHORT = 64, 0.005, 0.002
 
+#: Seconds after which what has begun has been heard of, on any node.
+RECALL_AFTER = 1.0
+
 _logger = logging.getLogger(__name__)
 
 
@@ -364,7 +367,7 @@ class RayTaskDispatcher:
                 del self._attempts[taken.key]
             else:
                 end = self._end_of(taken, frame)
-                if call.recalled and isinstance(end, TaskLost):
+                if call.recalled and isinstance(end, TaskLost) and not taken.started:
                     self._enqueue(taken)  # It had just begun, and was interrupted.
                 else:
                     self._end(taken, end, call.large)
@@ -388,7 +391,7 @@ class RayTaskDispatcher:
             for source in call.sources:
                 self.held.drop(call.attempts[0].job.run_id, source)
             self._give_back(call)
-        elif call.recalled and is_lost(problem):
+        elif call.recalled and is_lost(problem) and not any(each.started for each in call.owed):
             self._give_back(call)
         elif len(call.attempts) > 1:
             self._give_back(call, alone=True)
@@ -452,21 +455,20 @@ class RayTaskDispatcher:
     def exclude(self, nodes: frozenset[NodeId]) -> None:
         """What has not begun may run on all nodes but these; what Ray has of it is taken back.
 
-        What begins at this very moment is interrupted, and begins anew elsewhere.
+        That is in a moment, as what has begun may not have been heard of yet, and would be interrupted.
         """
         self._excluded = nodes
-        calls: dict[_Call, None] = {}
         for taken in [*self._attempts.values()]:
-            if taken.started or taken.shape.excluded == nodes:
+            if taken.call is None and self._queue.discard(taken.shape, taken.job.run_id, taken):
+                self._enqueue(taken)
+        self._loop.call_later(RECALL_AFTER, self._recall)
+
+    def _recall(self) -> None:
+        for call in () if self._closed else self._in_flight:
+            owed = call.owed
+            if call.recalled or call.shape.excluded == self._excluded or not owed:
                 continue
-            if taken.call is not None:
-                calls[taken.call] = None
-            else:
-                self._queue.discard(taken.shape, taken.job.run_id, taken)
-                if taken.code is not None:
-                    self._enqueue(taken)
-        for call in calls:
-            if not call.recalled and not any(taken.started for taken in call.owed):
+            if not any(taken.started for taken in owed):
                 call.recalled = True
                 ray.cancel(call.report, force=False)
 

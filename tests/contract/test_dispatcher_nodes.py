@@ -138,6 +138,8 @@ async def test_what_waits_in_the_engine_is_taken_back(
     # On the head, and long enough for the others to get where they are to wait.
     await bench.succeed(lambda p: {}, "probe 1")
     bench.dispatcher.exclude(frozenset({worker.node_id}))
+    for job in jobs[1:]:
+        await until_waiting(bench, job, "a larger node: CPU: 3 asked, 2 there")
     (tmp_path / "go").touch()
     first = await bench.end(jobs[0])
     assert isinstance(first, TaskSucceeded), first
