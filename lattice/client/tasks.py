@@ -346,7 +346,7 @@ def _resolved(annotation: Any, function: Any) -> Any:
     if isinstance(function, types.FunctionType):
         names |= inspect.getclosurevars(function).nonlocals
     try:
-        return eval(annotation, names)
+        return eval(annotation, names)  # noqa: S307  # the text stands in the code of whoever calls
     except Exception:
         return annotation
 
