@@ -68,7 +68,7 @@ def test_kubernetes_runs_this_release_on_this_ray() -> None:
         spec = group["template"]["spec"]
         (container,) = spec["containers"]
         assert container["image"] == f"lattice:{release()}"
-        assert [each["name"] for each in container["env"]] == ["PGPASSWORD"]
+        assert [each["name"] for each in container["env"]] == ["PGPASSWORD", "LATTICE_API_KEYS"]
         (mount,) = container["volumeMounts"]
         assert storage.startswith(f"file://{mount['mountPath']}/")
         assert mount["name"] in {volume["name"] for volume in spec["volumes"]}
