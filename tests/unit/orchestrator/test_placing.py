@@ -132,3 +132,25 @@ async def test_the_dispatcher_is_told_of_every_change(world: World) -> None:
     assert world.dispatcher.excluded == {again.node_id}
     await world.orchestrator.connect_worker(GPU.node_id, GPU.node_ip, {})
     assert world.dispatcher.excluded == frozenset()
+
+
+async def test_workers_say_how_many_tasks_run_on_them(world: World) -> None:
+    """From a task's start to its end, its retry or that of its run."""
+
+    async def running() -> dict[str, object]:
+        listed = await world.orchestrator.workers()
+        return {str(each["node_id"]): each["running"] for each in listed}
+
+    _, run_id = await world.orchestrator.submit_workflow([upload("a"), upload("b")], [])
+    assert await running() == {"gpu": 0, "head": 0}
+    for task_id in (A, B):
+        world.dispatcher.start_job(run_id, task_id)
+    assert await running() == {"gpu": 0, "head": 2}
+    world.dispatcher.succeed(run_id, A, out=b"")
+    assert await running() == {"gpu": 0, "head": 1}
+    world.dispatcher.lose(run_id, B)
+    assert await running() == {"gpu": 0, "head": 0}
+    world.dispatcher.start_job(run_id, B)
+    assert await running() == {"gpu": 0, "head": 1}
+    await world.orchestrator.cancel_run(run_id)
+    assert await running() == {"gpu": 0, "head": 0}
