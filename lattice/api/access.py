@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends
+from fastapi import Depends, FastAPI
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -147,6 +147,22 @@ def _agreeing(send: Send) -> Send:
         await send(message)
 
     return agree
+
+
+def describe(app: FastAPI) -> None:
+    """Has the app's OpenAPI document say that requests need a key."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["api_key"] = {"type": "http", "scheme": "bearer"}
+        document["security"] = [{"api_key": []}]
+        for path in _OPEN_PATHS:
+            document["paths"][path]["get"]["security"] = []
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # how FastAPI has it changed
 
 
 # -- dependencies ------------------------------------------------------------------------------
