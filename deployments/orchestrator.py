@@ -47,7 +47,9 @@ def _seen(orchestrator: Orchestrator, caller: Caller) -> OrchestratorService:
     num_replicas=1,
     # Every open stream holds a slot; beyond the bound, calls would hang without an answer.
     max_ongoing_requests=100_000,
-    ray_actor_options={"num_cpus": 0},
+    # On the head, whose end is that of the cluster: workers come and go, and another machine may not have the
+    # files of the database.
+    ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
     health_check_period_s=1,
     health_check_timeout_s=10,
     graceful_shutdown_wait_loop_s=0.2,

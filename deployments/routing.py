@@ -15,7 +15,7 @@ from deployments.replicas.dispatcher import CANCEL_GRACE, ReplicaDispatcher
 from deployments.replicas.fleet import Fleet
 from deployments.replicas.identity import Bounds
 from lattice.execution.ray_tasks import RayTaskDispatcher
-from lattice.ids import Digest, RunId, TaskId, Tenant
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
     Call,
@@ -84,6 +84,11 @@ class RoutingDispatcher:
             self._tasks.waiting(run_id, attempts), self._replicas.waiting(run_id, attempts)
         )
         return {**tasks, **replicas}
+
+    def exclude(self, nodes: frozenset[NodeId]) -> None:
+        """From now on, what has not begun may run on all nodes but these."""
+        self._replicas.exclude(nodes)
+        self._tasks.exclude(nodes)
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""

@@ -97,6 +97,7 @@ def build_orchestrator(
             max_live_runs=settings.max_live_runs,
             max_unfinished_tasks=settings.max_unfinished_tasks,
             max_log_bytes=settings.max_log_bytes,
+            no_node_seconds=settings.no_node_seconds,
             max_edges_per_workflow=settings.max_edges_per_workflow,
             max_code_bytes=settings.max_code_bytes,
             max_batch_size=settings.max_batch_size,

@@ -13,6 +13,7 @@ LatticeError
 ├── ConflictError                  an idempotency key that was used for another request
 ├── TooLargeError                  over a limit of the settings
 ├── ForbiddenError                 a request that a foreign web page made a browser send
+├── ProtocolRefusedError           a client of a release that this service does not understand
 ├── ExposedError                   a request over the network to a service without API keys
 ├── UnauthorizedError              no API key, or one that is not accepted
 ├── AdminOnlyError                 a tenant's key for what only operators may do
@@ -193,6 +194,39 @@ class ForbiddenError(LatticeError):
             f"{self.header} {self.value!r} is not this service; requests from pages of other sites "
             "are refused (setting allowed_hosts names the hosts that may be used)"
         )
+
+
+class ProtocolRefusedError(LatticeError):
+    """A request of a client whose release this service does not understand.
+
+    Attributes:
+        release, protocol: what the client says of itself.
+        own_release, own_protocol, oldest: this service, and the oldest protocol that it understands.
+    """
+
+    def __init__(
+        self, release: str, protocol: str, own_release: str, own_protocol: int, oldest: int
+    ) -> None:
+        super().__init__(release, protocol, own_release, own_protocol, oldest)
+        self.release = release
+        self.protocol = protocol
+        self.own_release = own_release
+        self.own_protocol = own_protocol
+        self.oldest = oldest
+
+    def __str__(self) -> str:
+        spoken = f"{self.oldest} to {self.own_protocol}"
+        if self.oldest == self.own_protocol:
+            spoken = f"{self.own_protocol}"
+        words = (
+            f"the client (Lattice {self.release}) speaks protocol {self.protocol}, this service (Lattice "
+            f"{self.own_release}) {spoken}: "
+        )
+        if not self.protocol.isdecimal():
+            return f"{words}lattice-protocol has to be a number"
+        if int(self.protocol) > self.own_protocol:
+            return f"{words}upgrade the service, or use a client of Lattice {self.own_release}"
+        return f"{words}upgrade the client to Lattice {self.own_release}"
 
 
 class ExposedError(LatticeError):

@@ -161,6 +161,13 @@ class LatticeSettings(BaseModel):
         gt=0,
         description="Seconds between two looks at what can be deleted.",
     )
+    no_node_seconds: float | None = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds after which a task fails that no node of the cluster could hold any more even if it "
+        "were empty, as when the only one with a GPU is lost; nodes that are disconnected count. null waits for "
+        "ever, for clusters that grow by themselves.",
+    )
     allowed_hosts: tuple[str, ...] = Field(
         default=("localhost", "127.0.0.1", "[::1]"),
         description="Host names under which a browser may use the service; `*` allows any. Requests "

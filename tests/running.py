@@ -172,3 +172,29 @@ def running_service(
     finally:
         service.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def redeployed(service: Service, **settings: object) -> Iterator[None]:
+    """The same configuration with other `settings`, deployed on the cluster of a running service."""
+    port = httpx.post(f"{service.url}/get_head_ray_port", timeout=PATIENCE).json()["port"]
+    document = yaml.safe_load(service.config.read_text())
+    document["applications"][0]["args"] |= settings
+    changed = service.config.with_name("changed.yaml")
+    changed.write_text(yaml.safe_dump(document))
+    command = f". .venv/bin/activate && exec serve run --address 127.0.0.1:{port} {changed}"
+    with service.log.open("ab") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=ROOT,
+            env={**service.environ, "RAY_AUTH_MODE": "token"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        # Without a word, as a stop would take the service along.
+        process.kill()
+        process.wait()

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "ids": set(),
+    "versions": set(),
     "workflow": {"errors", "ids", "workflow"},
     "ports": {"workflow", "ids", "errors", "ports"},
     "keys": {"errors", "pydantic"},
@@ -40,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
         "ids",
         "keys",
         "settings",
+        "versions",
         "observability",
         "fastapi",
         "pydantic",
@@ -56,8 +58,8 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "ids",
     },
-    "client": {"client", "workflow.task", "errors", "ids", "api.models", "pydantic"},
-    "cli": {"cli", "client", "errors", "keys", "settings"},
+    "client": {"client", "workflow.task", "errors", "ids", "api.models", "versions", "pydantic"},
+    "cli": {"cli", "client", "errors", "keys", "settings", "versions"},
     "examples": {"PUBLIC", "examples", "numpy", "sklearn", "langgraph"},
     "testing": {"workflow", "ports", "errors", "ids", "orchestrator", "store", "testing"},
     "__init__": {"client", "errors", "api.models"},
@@ -76,6 +78,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "lattice/client/subscription.py": {"websockets"},  # and this one the WebSocket library
     "lattice/client/pickling.py": {"cloudpickle"},  # pickles the user's own code
     "lattice/client/stable.py": {"cloudpickle"},  # to the same bytes in every process
+    "lattice/cli/ray_node.py": {"ray"},  # makes a machine a node of the cluster
     "lattice/client/progress.py": {"tqdm"},  # draws the progress bar
 }
 

@@ -14,6 +14,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
@@ -28,9 +29,10 @@ from lattice.execution.fair_queue import FairQueue
 from lattice.execution.held_values import HeldValues
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_starts import StartListener
+from lattice.execution.ray_tasks import RECALL_AFTER
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import Room, shortage
-from lattice.ids import Digest, RunId, TaskId
+from lattice.ids import Digest, NodeId, RunId, TaskId
 from lattice.ports.execution import Definition, Job, Load, Report, TaskLogged
 from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import (
@@ -294,6 +296,10 @@ class ReplicaDispatcher:
             job = taken.job
             if taken.cancelled:
                 self._leave(taken)
+            elif not taken.started and _excluded(taken) != group.application.definition.excluded:
+                del group.open[taken.key]
+                self._queue.done(group.application)
+                self._rehome(taken)
             elif not taken.started and self._may_move(taken, error):
                 del group.open[taken.key]
                 self._queue.done(taken.application)
@@ -325,6 +331,37 @@ class ReplicaDispatcher:
         self._suspects[taken.job.run_id, taken.job.task_id] = None
         if len(self._suspects) > _MAX_SUSPECTS:
             self._suspects.popitem(last=False)
+
+    def exclude(self, nodes: frozenset[NodeId]) -> None:
+        """What has not begun may run on all nodes but these, on replicas of their own.
+
+        A call whose batch mates in the same call of the handle have begun stays with them.
+        """
+        for taken in [*self._attempts.values()]:
+            if taken.started or _excluded(taken) == nodes:
+                continue
+            definition = replace(taken.job.definition, excluded=nodes)
+            taken.job = replace(taken.job, definition=definition)
+            if taken.group is None:
+                self._queue.discard(taken.application, taken.job.run_id, taken)
+                self._rehome(taken)
+        self._loop.call_later(RECALL_AFTER, self._recall)
+
+    def _recall(self) -> None:
+        """Takes groups back that have not begun and may not run where they are."""
+        for group in () if self._closed else [*self._groups]:
+            own = group.application.definition.excluded
+            waits = [each for each in group.open.values() if not each.started]
+            if len(waits) == len(group.open) and any(_excluded(each) != own for each in waits):
+                self._stop(group)
+
+    def _rehome(self, taken: Attempt) -> None:
+        """A job goes to the replicas of what its definition is now."""
+        taken.application.work.discard(taken)
+        taken.application = self._fleet.find(taken.job.definition)
+        taken.application.work.add(taken)
+        self._enqueue(taken)
+        self._fleet.want(taken.application)
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""
@@ -430,3 +467,7 @@ class ReplicaDispatcher:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._fleet.close()
         self._attempts.clear()
+
+
+def _excluded(taken: Attempt) -> frozenset[NodeId]:
+    return taken.job.definition.excluded

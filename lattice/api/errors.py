@@ -31,6 +31,7 @@ from lattice.errors import (
     InvalidTransitionError,
     LatticeError,
     NotFoundError,
+    ProtocolRefusedError,
     TooLargeError,
     TooManyRequestsError,
     UnauthorizedError,
@@ -43,6 +44,7 @@ _logger = logging.getLogger(__name__)
 #: The status of an error is that of the first class of its MRO that is listed.
 STATUS: Mapping[type, int] = {
     InvalidRequestError: 400,
+    ProtocolRefusedError: 400,
     UnauthorizedError: 401,
     ForbiddenError: 403,
     ExposedError: 403,
@@ -119,7 +121,7 @@ def error_response(error: LatticeError) -> Response:
 
 
 async def refuse(error: LatticeError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers a request, or the opening of a WebSocket, before any route sees it."""
+    """Answers a request, or a handshake of a WebSocket, that does not get to the application."""
     if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
         await error_response(error)(scope, receive, send)
     else:

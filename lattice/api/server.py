@@ -24,6 +24,7 @@ from lattice.api.guard import GuardMiddleware
 from lattice.api.limits import BodyLimitMiddleware, OpenStreams
 from lattice.api.routes import health, langgraph, runs, worker, workflow
 from lattice.api.signals import SignalHandlers
+from lattice.api.versions import VersionMiddleware
 from lattice.errors import OrchestratorNotInitializedError
 from lattice.observability.logs import use_stderr
 from lattice.observability.metrics import Metrics, MetricsMiddleware, shutdown_metrics
@@ -198,7 +199,7 @@ def create_app(
         description="Task-level distributed framework for LLM agents",
         version="2.0.0",
         lifespan=lifespan,
-        responses=errors.refusals(401, 403, 413, 422, 429, 500, 503),
+        responses=errors.refusals(400, 401, 403, 413, 422, 429, 500, 503),
     )
     app.state.holder = holder
     errors.install(app)
@@ -218,6 +219,7 @@ def create_app(
         app.add_middleware(GuardMiddleware, allowed_hosts=settings.allowed_hosts)
     if owner is not None and not may_be_anywhere(settings):
         app.add_middleware(LocalOnlyMiddleware)
+    app.add_middleware(VersionMiddleware)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["*"],

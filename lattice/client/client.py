@@ -39,6 +39,11 @@ class LatticeClient:
         """The service's address."""
         return self._service.url
 
+    @property
+    def service(self) -> Service:
+        """The service's endpoints, a method each, for tools such as the command `lattice`."""
+        return self._service
+
     def create_workflow(self, name: str | None = None) -> Workflow:
         """An empty workflow. Nothing is sent before it is run; `name` is for people."""
         return Workflow(self._service, name)

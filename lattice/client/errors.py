@@ -5,7 +5,7 @@ LatticeError
 ├── ConnectionFailedError  nobody answers, or the connection broke
 ├── DeadlineError          nothing came within the time allowed
 ├── ServiceError           the service refused; its status and its words
-├── VersionMismatchError   code pickled here does not run there
+├── VersionMismatchError   code pickled here does not run there, or the two do not understand each other
 ├── RunFailedError         a task of the run failed; its traceback
 ├── RunCancelledError      somebody cancelled the run
 └── RemoteError            a function that was called on the service raised; its traceback
@@ -87,19 +87,25 @@ class ServiceError(LatticeError):
 
 
 class VersionMismatchError(LatticeError):
-    """Code pickled here does not run there. `here` and `there` are versions of `what`."""
+    """The two sides do not go together. `here` and `there` are versions of `what`.
 
-    def __init__(self, what: str, here: str, there: str) -> None:
-        super().__init__(what, here, there)
+    `advice` says why and what to do; by default that code pickled here does not run there.
+    """
+
+    def __init__(self, what: str, here: str, there: str, advice: str | None = None) -> None:
+        super().__init__(what, here, there, advice)
         self.what = what
         self.here = here
         self.there = there
+        self.advice = advice or (
+            f"code pickled by one does not run on the other; use {what} {there} here, or "
+            f"start the service with {what} {here}"
+        )
 
     def __str__(self) -> str:
         return (
             f"this client has {self.what} {self.here}, the service has {self.what} {self.there}: "
-            f"code pickled by one does not run on the other; use {self.what} {self.there} here, or "
-            f"start the service with {self.what} {self.here}"
+            f"{self.advice}"
         )
 
 

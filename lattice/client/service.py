@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,14 +24,20 @@ from lattice.api.models.schemas import (
     AddLangGraphTaskRequest,
     AddTaskResponse,
     CancelRunResponse,
+    ConnectWorkerRequest,
+    ConnectWorkerResponse,
     CreateWorkflowResponse,
     DescribeRunResponse,
+    DisconnectWorkerRequest,
+    GetRayPortResponse,
     HealthResponse,
+    ListRunsResponse,
     LogEntry,
     RetryRunResponse,
     RunLangGraphTaskRequest,
     RunLangGraphTaskResponse,
     RunReport,
+    RunSummary,
     RunWorkflowRequest,
     RunWorkflowResponse,
     StatusResponse,
@@ -40,6 +46,7 @@ from lattice.api.models.schemas import (
     SubmitWorkflowResponse,
     TaskLogsResponse,
     TaskResultResponse,
+    WorkersResponse,
 )
 from lattice.client import pickling
 from lattice.client.credentials import headers_of
@@ -59,6 +66,7 @@ from lattice.client.transport import (
     Transport,
 )
 from lattice.errors import InvalidRequestError
+from lattice.versions import OLDEST, PROTOCOL_HEADER, RELEASE_HEADER, release
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
@@ -245,6 +253,44 @@ class Service:
         )
         return base64.b64decode(answer.result)
 
+    # -- the service and its machines --------------------------------------------------------
+
+    def health(self) -> HealthResponse:
+        """What the service is; answers whatever the state of the orchestrator."""
+        return self._call(HealthResponse, "GET", "/healthz")
+
+    def ready(self) -> None:
+        """Returns if runs can be started; says at once if they cannot (ServiceError, 503)."""
+        response = self._transport.send(Request("GET", "/readyz"), self.timeout)
+        if response.status >= 400:
+            raise ServiceError(response.status, _detail(response))
+
+    def list_runs(
+        self, *, status: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[RunSummary]:
+        """Runs, newest first, of that status, older than the run `before`."""
+        asked = {"status": status, "limit": limit, "before": before}
+        query = urlencode({key: value for key, value in asked.items() if value is not None})
+        return self._call(ListRunsResponse, "GET", f"/runs?{query}").runs
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Registered workers, and nodes of the cluster that nobody registered."""
+        return self._call(WorkersResponse, "GET", "/workers").workers
+
+    def head_port(self) -> int:
+        """The port of the cluster's head, at which nodes join."""
+        return self._call(GetRayPortResponse, "POST", "/get_head_ray_port").port
+
+    def connect_worker(self, node_id: str, node_ip: str, resources: dict[str, Any]) -> None:
+        """Registers a node of the cluster; once more changes and reconnects it."""
+        request = ConnectWorkerRequest(node_ip=node_ip, node_id=node_id, resources=resources)
+        self._call(ConnectWorkerResponse, "POST", "/connect_worker", request)
+
+    def disconnect_worker(self, node_id: str) -> None:
+        """Has nothing new placed on a node."""
+        request = DisconnectWorkerRequest(node_id=node_id)
+        self._call(StatusResponse, "POST", "/disconnect_worker", request)
+
     # -- requests ----------------------------------------------------------------------------
 
     def _create(self, answer: type[_Answer], path: str, body: BaseModel | None) -> _Answer:
@@ -321,6 +367,7 @@ class Service:
                     and (response.status == 404 or (response.status >= 500 and repeatable))
                 )
                 self._answered |= own
+                _check_protocol(response)
                 if response.status < 400:
                     return response
                 wait = max(wait, _retry_after(response))
@@ -343,6 +390,23 @@ def checked_url(url: str) -> str:
             "url", repr(url), "an address such as 'http://127.0.0.1:8000' is allowed"
         )
     return url.rstrip("/")
+
+
+def _check_protocol(response: Response) -> None:
+    """Raises VersionMismatchError for an answer of a service that is too old for this client.
+
+    One that is newer knows itself whom it understands, and refuses others.
+    """
+    protocol = response.headers.get(PROTOCOL_HEADER, "")
+    if protocol.isdecimal() and int(protocol[:9]) < OLDEST:
+        there = response.headers.get(RELEASE_HEADER, "of another release")
+        raise VersionMismatchError(
+            "Lattice",
+            release(),
+            there,
+            f"the service speaks protocol {protocol}, which is older than {OLDEST}, the oldest "
+            f"that this client understands; upgrade the service, or use a client of Lattice {there}",
+        )
 
 
 def _is_own(response: Response) -> bool:

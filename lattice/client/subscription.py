@@ -18,6 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from lattice.client.errors import ConnectionFailedError, DeadlineError, ServiceError
 from lattice.client.transport import is_local
+from lattice.versions import own_headers, user_agent
 
 #: What a proxy in front of the service answers while it restarts, which knows no path then (404) or nobody who
 #: answers. The service itself refuses with a close code, but for more connections than a key allows now (429).
@@ -83,9 +84,10 @@ def open_with(headers: Mapping[str, str], url: str, timeout: float) -> Iterator[
                     url,
                     open_timeout=timeout,
                     close_timeout=1,
-                    additional_headers=headers,
+                    additional_headers={**headers, **own_headers()},
                     max_size=None,  # results are bounded by the service
                     proxy=None if is_local(url) else True,
+                    user_agent_header=user_agent(),
                 )
             )
         except InvalidStatus as error:

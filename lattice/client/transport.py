@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import httpx
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from lattice.versions import own_headers, user_agent
+
 #: Idle connections are given up before the service does so (after five seconds), as a request that
 #: meets a closing connection fails without anyone knowing whether it was taken.
 _KEEP_ALIVE = 2.0
@@ -76,6 +78,7 @@ class HttpTransport:
     def __init__(self, url: str, carrier: httpx.BaseTransport | None = None) -> None:
         self._http = httpx.Client(
             base_url=url,
+            headers={"user-agent": user_agent(), **own_headers()},
             transport=carrier,
             # A proxy for the world outside is never the way to this machine.
             trust_env=not is_local(url),

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lattice.execution import wire
 from lattice.execution.mailbox import Mailbox
@@ -54,7 +55,14 @@ class StartListener:
         self._name = f"mailbox-{uuid.uuid4().hex}"
         actor: Any = ray.remote(Mailbox)
         self._actor = actor.options(
-            name=self._name, namespace=NAMESPACE, num_cpus=0, max_restarts=-1
+            name=self._name,
+            namespace=NAMESPACE,
+            num_cpus=0,
+            max_restarts=-1,
+            # Beside its only reader. On another node it would keep that from being drained.
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            ),
         ).remote()
 
     async def _listen(self) -> None:

@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import ObjectLostError
@@ -33,7 +33,7 @@ from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunction
 from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
-from lattice.ids import Digest, RunId, TaskId, Tenant
+from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
     Call,
@@ -63,6 +63,9 @@ _NODES_PERIOD = 2.0
 _CLOSE_WAIT = 5.0
 #: Most attempts that share a call, how long they may last together, and one of them, in seconds.
 _MOST_FUSED, _FUSED_SECONDS, _SHORT = 64, 0.005, 0.002
+
+#: Seconds after which what has begun has been heard of, on any node.
+RECALL_AFTER = 1.0
 
 _logger = logging.getLogger(__name__)
 
@@ -97,19 +100,23 @@ class _Call:
     """What Ray has as one task: an attempt, or several short ones of a run, in their order.
 
     Attributes:
+        shape: of all of them, as it was when they were given to Ray.
         counted: how many of them the queue counts as out.
         report: the reference to the frame of their ends.
         large: the reference to the large outputs of the last that ended.
         sources: tasks whose large outputs they were given by reference.
         force: the timer that ends it the hard way.
+        recalled: it is taken back, unless it has begun.
     """
 
     attempts: list[_Attempt]
+    shape: Shape
     counted: int
     report: Frame | None = None
     large: ray.ObjectRef[Large | None] | None = None
     sources: tuple[TaskId, ...] = ()
     force: asyncio.TimerHandle | None = None
+    recalled: bool = False
 
     @property
     def owed(self) -> list[_Attempt]:
@@ -155,6 +162,7 @@ class RayTaskDispatcher:
         self._in_flight: dict[_Call, asyncio.Future[bytes]] = {}
         self._calls = RayCalls(storage_url, max_result_bytes, cancel_grace)
         self.held = held if held is not None else HeldValues()
+        self._excluded: frozenset[NodeId] | None = None
         self._pump_due = False
         self._closed = False
         self._node_watch: asyncio.Future[None] | None = None
@@ -211,6 +219,8 @@ class RayTaskDispatcher:
         self._enqueue(taken)
 
     def _enqueue(self, taken: _Attempt) -> None:
+        if self._excluded is not None and taken.shape.excluded != self._excluded:
+            taken.shape = replace(taken.shape, excluded=self._excluded)
         self._queue.put(taken.shape, taken.job.run_id, taken)
         self._pump_soon()
 
@@ -234,7 +244,7 @@ class RayTaskDispatcher:
     def _fuse(self, taken: _Attempt) -> _Call:
         """A call of an attempt, and of others of its run that are as short and wait, or come after it."""
         left = _FUSED_SECONDS - self._expected(taken)
-        call = _Call([taken], counted=1)
+        call = _Call([taken], taken.shape, counted=1)
         if left < 0:
             return call
 
@@ -279,7 +289,7 @@ class RayTaskDispatcher:
         try:
             codes = {taken.job.definition.code.digest: taken.code for taken in call.attempts}
             assignments, upstream = self._assign(call)
-            function = self._run_attempts.of(call.attempts[0].shape)
+            function = self._run_attempts.of(call.shape)
             call.report, call.large = function.remote(
                 attempt.encode_group(assignments), codes, *upstream
             )
@@ -319,7 +329,7 @@ class RayTaskDispatcher:
 
     def _count_back(self, call: _Call) -> None:
         for _ in range(call.counted):
-            self._queue.done(call.attempts[0].shape)
+            self._queue.done(call.shape)
 
     def _landed(self, call: _Call, future: asyncio.Future[bytes]) -> None:
         """Ray is done with a call."""
@@ -356,7 +366,11 @@ class RayTaskDispatcher:
                 # What it came after has succeeded, and still nobody wants it.
                 del self._attempts[taken.key]
             else:
-                self._end(taken, self._end_of(taken, frame), call.large)
+                end = self._end_of(taken, frame)
+                if call.recalled and isinstance(end, TaskLost) and not taken.started:
+                    self._enqueue(taken)  # It had just begun, and was interrupted.
+                else:
+                    self._end(taken, end, call.large)
 
     def _give_back(self, call: _Call, kept: _Attempt | None = None, *, alone: bool = False) -> None:
         """Those of a call that were not begun wait again, but for those that nobody has asked for."""
@@ -376,6 +390,8 @@ class RayTaskDispatcher:
             # A large input is gone from the object store: once more, without references.
             for source in call.sources:
                 self.held.drop(call.attempts[0].job.run_id, source)
+            self._give_back(call)
+        elif call.recalled and is_lost(problem) and not any(each.started for each in call.owed):
             self._give_back(call)
         elif len(call.attempts) > 1:
             self._give_back(call, alone=True)
@@ -435,6 +451,26 @@ class RayTaskDispatcher:
         if not taken.ahead:
             taken.started = True
             self._report(run_id, started)
+
+    def exclude(self, nodes: frozenset[NodeId]) -> None:
+        """What has not begun may run on all nodes but these; what Ray has of it is taken back.
+
+        That is in a moment, as what has begun may not have been heard of yet, and would be interrupted.
+        """
+        self._excluded = nodes
+        for taken in [*self._attempts.values()]:
+            if taken.call is None and self._queue.discard(taken.shape, taken.job.run_id, taken):
+                self._enqueue(taken)
+        self._loop.call_later(RECALL_AFTER, self._recall)
+
+    def _recall(self) -> None:
+        for call in () if self._closed else self._in_flight:
+            owed = call.owed
+            if call.recalled or call.shape.excluded == self._excluded or not owed:
+                continue
+            if not any(taken.started for taken in owed):
+                call.recalled = True
+                ray.cancel(call.report, force=False)
 
     def prepare(self, definition: Definition) -> None:
         """Nothing: a Ray task is ready when its worker is."""

@@ -79,12 +79,12 @@ class NodeRegistry:
         self._engine = engine
         self._match()
 
-    def capacities(self) -> list[Capacity]:
-        """What the nodes have on which something new may be placed."""
+    def capacities(self, *, disconnected: bool = False) -> list[Capacity]:
+        """What the nodes have on which something new may be placed; on request also the disconnected ones."""
         return [
             Capacity(node.cpu, node.gpu, node.memory)
             for node in self._engine
-            if node.node_id not in self.excluded
+            if disconnected or node.node_id not in self.excluded
         ]
 
     @property
@@ -92,11 +92,12 @@ class NodeRegistry:
         """The memory, in MiB, of each GPU of the connected nodes."""
         return self._gpu_memories
 
-    def _match_gpus(self) -> list[float]:
+    def all_gpu_memories(self, *, disconnected: bool = True) -> list[float]:
+        """The same of all registered nodes."""
         return [
             float(str(gpu["gpu_mem"]))
             for node in self._nodes.values()
-            if node.connected
+            if disconnected or node.connected
             for gpu in _gpus(node.resources)
             if "gpu_mem" in gpu
         ]
@@ -121,8 +122,8 @@ class NodeRegistry:
         """The id under which a node of the engine was registered, else its own."""
         return self._names.get(engine_id, engine_id)
 
-    def describe(self) -> list[dict[str, object]]:
-        """Registered nodes, then nodes of the engine that nobody registered."""
+    def describe(self, running: Mapping[NodeId, int]) -> list[dict[str, object]]:
+        """Registered nodes, then nodes of the engine that nobody registered, with how many tasks run there."""
         engine_ids = {name: engine_id for engine_id, name in self._names.items()}
         found: list[dict[str, object]] = []
         for node in self._nodes.values():
@@ -134,6 +135,7 @@ class NodeRegistry:
                     "node_ip": node.node_ip,
                     "status": status if node.connected else "disconnected",
                     "engine_node_id": engine_id,
+                    "running": running.get(node.node_id, 0),
                     "resources": dict(node.resources),
                 }
             )
@@ -145,6 +147,7 @@ class NodeRegistry:
                         "node_ip": engine_node.node_ip,
                         "status": "unregistered",
                         "engine_node_id": engine_node.node_id,
+                        "running": running.get(engine_node.node_id, 0),
                         "resources": {
                             "cpu": engine_node.cpu,
                             "cpu_mem": engine_node.memory,
@@ -155,7 +158,7 @@ class NodeRegistry:
         return found
 
     def _match(self) -> None:
-        self._gpu_memories = self._match_gpus()
+        self._gpu_memories = self.all_gpu_memories(disconnected=False)
         names = {node.node_id: node.node_id for node in self._engine if node.node_id in self._nodes}
         taken = set(names.values())
         for registered in self._nodes.values():

@@ -447,22 +447,24 @@ class Orchestrator:
     ) -> None:
         """Registers a node, which may be one that the engine does not have yet."""
         parts = self._parts
-        parts.nodes.refresh(await self._around.dispatcher.nodes())
+        await parts.refresh_nodes(fresh=0.0)
         parts.journal.check()
         await parts.journal.append([parts.nodes.connect(node_id, node_ip, resources)])
+        parts.exclude_nodes()
 
     async def disconnect_worker(self, node_id: NodeId) -> None:
-        """Places nothing new on a node. Raises WorkerNotFoundError."""
+        """Places nothing new on a node, and takes back what waits there. Raises WorkerNotFoundError."""
         parts = self._parts
-        parts.nodes.refresh(await self._around.dispatcher.nodes())
+        await parts.refresh_nodes(fresh=0.0)
         parts.journal.check()
         await parts.journal.append([parts.nodes.disconnect(node_id)])
+        parts.exclude_nodes()
 
     async def workers(self) -> list[dict[str, object]]:
         """Registered nodes and their status, and the engine's nodes that nobody registered."""
         parts = self._parts
-        parts.nodes.refresh(await self._around.dispatcher.nodes())
-        described = parts.nodes.describe()
+        await parts.refresh_nodes(fresh=0.0)
+        described = parts.nodes.describe(parts.runs.running())
         await parts.journal.barrier()
         return described
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lattice.errors import LatticeError
-from lattice.ids import Digest, Tenant
+from lattice.ids import Digest, NodeId, Tenant
 from lattice.orchestrator.catalogue import Catalogue
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.housekeeping import Housekeeping
@@ -16,6 +17,7 @@ from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.logs import TaskLogs
 from lattice.orchestrator.nodes import NodeRegistry
 from lattice.orchestrator.observer import Observer
+from lattice.orchestrator.placing import Placing
 from lattice.orchestrator.policies import Defaults, Limits, Retention, Tenancy
 from lattice.orchestrator.quotas import Quotas
 from lattice.orchestrator.reading import Reading
@@ -73,6 +75,7 @@ class Parts:
         store, clock, limits = around.store, around.clock, around.limits
         self._around = around
         self._nodes_at = float("-inf")
+        self._excluded: frozenset[NodeId] = frozenset()
         self.nodes = nodes
         self.feed = Feed(store)
         self.journal = Journal(store, lease, clock, around.telemetry, self._fail)
@@ -124,6 +127,14 @@ class Parts:
             store, around.storage, self.journal, clock, around.retention or Retention()
         )
 
+        self.placing = Placing(
+            self.runs,
+            nodes,
+            functools.partial(self.refresh_nodes, fresh=0.0),
+            clock,
+            limits.no_node_seconds,
+        )
+
     @classmethod
     async def start(cls, around: Surroundings, lease: int) -> Parts:
         """Listens to the engine and goes on with every run that had not ended."""
@@ -135,8 +146,9 @@ class Parts:
         parts = cls(around, lease, nodes, workflows)
         try:
             await around.dispatcher.start(parts.runs.report, parts._load_code, parts.runs.ahead)
-            nodes.refresh(await around.dispatcher.nodes())
+            await parts.refresh_nodes()
             await parts._resume()
+            parts.placing.start()
         except BaseException:
             # What was begun must not go on beside a second attempt to start, or after `close`.
             parts.runs.stop()
@@ -163,6 +175,7 @@ class Parts:
         # Before the dispatcher closes, as a timer would hand it one more job.
         self.runs.stop()
         await self._around.dispatcher.close()
+        await self.placing.close()
         await self.housekeeping.close()
         await self.journal.close()
 
@@ -194,12 +207,19 @@ class Parts:
             available=self.journal.failure is None and self.journal.outage is None,
         )
 
-    async def refresh_nodes(self) -> None:
-        """Asks for the engine's nodes, unless that was done a moment ago."""
+    async def refresh_nodes(self, *, fresh: float = _NODES_FRESH) -> None:
+        """Asks for the engine's nodes, unless that was done less than `fresh` seconds ago."""
         now = self._around.clock.now()
-        if abs(now - self._nodes_at) >= _NODES_FRESH:
+        if abs(now - self._nodes_at) >= fresh:
             self.nodes.refresh(await self._around.dispatcher.nodes())
             self._nodes_at = now
+            self.exclude_nodes()
+
+    def exclude_nodes(self) -> None:
+        """Tells the dispatcher which nodes get nothing new, if that has changed."""
+        if self.nodes.excluded != self._excluded:
+            self._excluded = self.nodes.excluded
+            self._around.dispatcher.exclude(self._excluded)
 
     def check_placement(self, resources: Resources, where: str) -> None:
         """Raises InvalidRequestError for resources that no node has; `where` says whose they are."""

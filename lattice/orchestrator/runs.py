@@ -15,7 +15,7 @@ import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lattice.errors import (
@@ -24,7 +24,7 @@ from lattice.errors import (
     TooLargeError,
     UnavailableError,
 )
-from lattice.ids import RunId, TaskId, Tenant
+from lattice.ids import NodeId, RunId, TaskId, Tenant
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.logs import TaskLogs
@@ -49,6 +49,7 @@ from lattice.workflow.commands import (
 from lattice.workflow.events import (
     CancelRequested,
     DeadlineReached,
+    ErrorInfo,
     Event,
     Placement,
     Recovered,
@@ -60,9 +61,10 @@ from lattice.workflow.events import (
     TimerFired,
 )
 from lattice.workflow.graph import Binding
-from lattice.workflow.messages import Message
+from lattice.workflow.messages import Message, MessageType
 from lattice.workflow.run import Run
 from lattice.workflow.states import TaskState
+from lattice.workflow.task import Resources
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 class _Live:
     """A run, when and in which trace it was requested, and what prevents the timer that each task waits for.
 
-    `deadline` prevents the run's own.
+    `deadline` prevents the run's own. `needs` is what its tasks ask for, once somebody has wanted to know; `places` where those run that do.
     """
 
     run: Run
@@ -83,6 +85,17 @@ class _Live:
     trace: str | None
     deadline: Callable[[], None] | None = None
     timers: dict[TaskId, Callable[[], None]] = field(default_factory=dict)
+    needs: frozenset[Resources] | None = None
+    places: dict[TaskId, NodeId] = field(default_factory=dict)
+
+    def note(self, message: Message) -> None:
+        """Where the task of a message runs from now on, or that it does no more."""
+        if message.task_id is None:
+            self.places.clear()
+        elif message.type is MessageType.START_TASK:
+            self.places[message.task_id] = NodeId(str(message.data["node_id"]))
+        else:
+            self.places.pop(message.task_id, None)
 
     def disarm(self, task_id: TaskId | None) -> None:
         """Prevents the timer of a task; of all tasks for None."""
@@ -218,6 +231,32 @@ class Runs:
             and progress.state in (TaskState.QUEUED, TaskState.RUNNING)
         )
 
+    def running(self) -> Counter[NodeId]:
+        """How many tasks run on each node, by the id under which users know it."""
+        return Counter(node for live in self._live.values() for node in live.places.values())
+
+    def needs(self) -> set[Resources]:
+        """What the tasks of live runs ask for."""
+        found: set[Resources] = set()
+        for live in self._live.values():
+            if live.needs is None:
+                live.needs = frozenset(task.resources for task in live.run.graph.tasks.values())
+            found |= live.needs
+        return found
+
+    def fail_queued(self, errors: Mapping[Resources, str]) -> None:
+        """Fails what has been handed over, has not begun, and asks for resources that nobody has."""
+        for run_id, live in [*self._live.items()]:
+            if live.needs is None or live.needs.isdisjoint(errors):
+                continue
+            for task_id, progress in live.run.tasks.items():
+                error = errors.get(live.run.graph.tasks[task_id].resources)
+                if error is not None and progress.state is TaskState.QUEUED:
+                    self._dispatcher.cancel(run_id, task_id, progress.attempt)
+                    info = ErrorInfo("NoNodeError", error)
+                    now = self._clock.now()
+                    self._step(run_id, TaskFailed(task_id, progress.attempt, now, info))
+
     def ahead(self, run_id: RunId, task_ids: Sequence[TaskId], limit: int) -> list[Job]:
         """The jobs that follow when tasks of a run succeed; see `lattice.ports.execution.Ahead`.
 
@@ -282,6 +321,7 @@ class Runs:
             match command:
                 case Publish(message):
                     live.disarm(message.task_id)
+                    live.note(message)
                 case Execute() if self._journal.outage is None:
                     self._enter(live, command)
                 case Execute():

@@ -214,6 +214,12 @@ class Dispatcher(Protocol):
     def load(self) -> Load:
         """How much there is to do. May be called from any thread."""
 
+    def exclude(self, nodes: frozenset[NodeId]) -> None:
+        """From now on, what has not begun may run on all nodes but these, whatever its definition said.
+
+        What was already handed to the engine and waits there is taken back; what runs goes on.
+        """
+
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""
 

@@ -92,6 +92,7 @@ class HeldDispatcher:
         self.prepared: list[Definition] = []
         self.cancelled: list[tuple[TaskId, int]] = []
         self.released: list[TaskId] = []
+        self.excluded: frozenset[NodeId] = frozenset()
         self.closed = False
         self._report: Callable[[RunId, Report], None] | None = None
 
@@ -121,6 +122,10 @@ class HeldDispatcher:
     def load(self) -> Load:
         """All jobs are with the test."""
         return Load(engaged=len(self.jobs))
+
+    def exclude(self, nodes: frozenset[NodeId]) -> None:
+        """Notes them."""
+        self.excluded = nodes
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Drops the job."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 
 import pytest
 import ray
+from ray import serve
 from ray._common.utils import get_default_ray_temp_dir
 from ray.cluster_utils import Cluster
 
 from lattice.execution.ray_tasks import RayTaskDispatcher
+from lattice.ports.execution import Job
 from lattice.workflow.events import TaskLost, TaskSucceeded
 from lattice.workflow.task import Resources
-from tests.contract.dispatching import Bench, output_of, short_folder
+from tests.contract.dispatching import LONG, Bench, given, output_of, short_folder
+from tests.contract.replicas import new_routing
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +48,9 @@ def cluster() -> Iterator[Cluster]:
                 },
             },
         )
+        serve.start(proxy_location="Disabled")
         yield cluster
+        serve.shutdown()
         ray.shutdown()
         cluster.shutdown()  # type: ignore[no-untyped-call]  # Ray's own gap
 
@@ -93,3 +99,85 @@ async def test_excluded_nodes_get_nothing_and_a_dead_node_loses_little(
     )
     assert used.result == {"n": 1_000_000}
     await bench.dispatcher.close()
+
+
+def held(params: Params) -> Params:
+    """Says that it has begun, and goes on until it may end."""
+    folder = Path(params["folder"])
+    (folder / f"began-{params['n']}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+    return {}
+
+
+def begun(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("began-*"))
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["tasks", "replicas"])
+async def test_what_waits_in_the_engine_is_taken_back(
+    cluster: Cluster, tmp_path: Path, everything: bool
+) -> None:
+    """A node that is excluded finishes what it runs and begins nothing that waits; it does once it may again."""
+    bench = Bench(new_routing((tmp_path / "values").as_uri(), everything=everything))
+    worker = cluster.add_node(num_cpus=4)
+    await bench.start()
+    jobs = [
+        bench.job(
+            held,
+            f"t{n}",
+            (given("n", n), given("folder", str(tmp_path))),
+            resources=Resources(cpu=3),
+        )
+        for n in range(3)
+    ]
+    bench.dispatcher.submit(jobs[0])
+    await bench.started(jobs[0])
+    for job in jobs[1:]:
+        bench.dispatcher.submit(job)
+    # On the head, and long enough for the others to get where they are to wait.
+    await bench.succeed(lambda p: {}, "probe 1")
+    bench.dispatcher.exclude(frozenset({worker.node_id}))
+    for job in jobs[1:]:
+        await until_waiting(bench, job, "a larger node: CPU: 3 asked, 2 there")
+    (tmp_path / "go").touch()
+    first = await bench.end(jobs[0])
+    assert isinstance(first, TaskSucceeded), first
+    for number in range(2, 6):
+        await bench.succeed(lambda p: time.sleep(0.2) or {}, f"probe {number}")
+    assert begun(tmp_path) == ["began-0"]
+    words = await bench.waiting(*jobs[1:])
+    assert {*words} == {job.task_id for job in jobs[1:]}
+    bench.dispatcher.exclude(frozenset())
+    for job in jobs[1:]:
+        end = await bench.end(job)
+        assert isinstance(end, TaskSucceeded), end
+        assert end.placement.node_id == worker.node_id
+        assert end.attempt == 1
+    await bench.dispatcher.close()
+    cluster.remove_node(worker)
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["tasks", "replicas"])
+async def test_a_job_that_comes_while_all_nodes_are_excluded_runs_when_one_is_back(
+    cluster: Cluster, tmp_path: Path, everything: bool
+) -> None:
+    """It says meanwhile what it waits for."""
+    bench = Bench(new_routing((tmp_path / "values").as_uri(), everything=everything))
+    await bench.start()
+    every = frozenset(node.node_id for node in await bench.dispatcher.nodes())
+    bench.dispatcher.exclude(every)
+    job = bench.job(lambda p: {}, "t", excluded=every)
+    bench.dispatcher.submit(job)
+    await until_waiting(bench, job, "a node that is connected")
+    bench.dispatcher.exclude(frozenset())
+    end = await bench.end(job)
+    assert isinstance(end, TaskSucceeded), end
+    await bench.dispatcher.close()
+
+
+async def until_waiting(bench: Bench, job: Job, words: str) -> None:
+    """Waits until the job says that it waits for that."""
+    async with asyncio.timeout(LONG):
+        while (await bench.waiting(job)).get(job.task_id) != words:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)

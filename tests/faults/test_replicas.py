@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.running import ORCHESTRATOR, ROOT, Service, running_service, wait_for
+from tests.running import ORCHESTRATOR, Service, redeployed, running_service, wait_for
 from tests.service.rest import Rest, inputs
 
 REPLICA = "ray::ServeReplica:lattice-task"
@@ -68,33 +65,6 @@ def check(rest: Rest, runs: list[tuple[str, str, int]]) -> None:
         assert "task_exception" not in {each["type"] for each in messages}
 
 
-@contextmanager
-def redeployed(service: Service) -> Iterator[None]:
-    """Another configuration, deployed on the cluster of a running service."""
-    with Rest(service.url) as rest:
-        port = rest.post("/get_head_ray_port", {})["port"]
-    document = yaml.safe_load(service.config.read_text())
-    document["applications"][0]["args"]["max_tasks_per_workflow"] = 777
-    changed = service.config.with_name("changed.yaml")
-    changed.write_text(yaml.safe_dump(document))
-    command = f". .venv/bin/activate && exec serve run --address 127.0.0.1:{port} {changed}"
-    with service.log.open("ab") as log:
-        process = subprocess.Popen(
-            ["bash", "-c", command],
-            cwd=ROOT,
-            env={**service.environ, "RAY_AUTH_MODE": "token"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield
-    finally:
-        # Without a word, as a stop would take the service along.
-        process.kill()
-        process.wait()
-
-
 def test_a_killed_replica_costs_a_repetition(own_service: Service, tmp_path: Path) -> None:
     """What ran with it runs again, what waited goes on elsewhere."""
     with Rest(own_service.url) as rest:
@@ -114,7 +84,7 @@ def test_replicas_outlive_the_service_version_that_made_them(
         check(rest, start(rest, tmp_path))
         (replica,) = own_service.processes(REPLICA)
         (before,) = own_service.processes(ORCHESTRATOR)
-        with redeployed(own_service):
+        with redeployed(own_service, max_tasks_per_workflow=777):
             wait_for(
                 "the next orchestrator",
                 lambda: [

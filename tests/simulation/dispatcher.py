@@ -113,6 +113,9 @@ class SimulatedDispatcher:
         """What is on its way."""
         return Load(engaged=len(self._coming))
 
+    def exclude(self, nodes: frozenset[NodeId]) -> None:
+        """Nothing: there is but one node."""
+
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt; a report of it may be on its way already."""
         self._ledger.note(f"process {self._account.number} cancels {run_id}/{task_id}#{attempt}")

@@ -433,7 +433,7 @@ class GetRayPortResponse(StatusResponse):
 class WorkersResponse(StatusResponse):
     workers: list[dict[str, Any]] = Field(
         description="Registered workers, and nodes of the engine that nobody registered: `node_id`, `node_ip`, "
-        "`status` (`active`, `waiting`, `disconnected`, `unregistered`), `engine_node_id`, `resources`."
+        "`status` (`active`, `waiting`, `disconnected`, `unregistered`), `engine_node_id`, `running` tasks, `resources`."
     )
 
 
@@ -445,6 +445,9 @@ class HealthResponse(_Model):
 
     status: Literal["ok"] = "ok"
     version: str
+    protocol: int = Field(
+        default=1, description="Which clients it understands: see the header `Lattice-Protocol`."
+    )
     python: str
     cloudpickle: str
 

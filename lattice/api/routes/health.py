@@ -17,6 +17,7 @@ from lattice.api.models.schemas import HealthResponse, ReadyResponse
 from lattice.errors import UnavailableError
 from lattice.observability.exposition import merge
 from lattice.observability.metrics import PROMETHEUS_TEXT
+from lattice.versions import PROTOCOL, release
 
 #: How long the metrics of other processes are waited for, in seconds: a scraper itself waits for ten.
 _OTHERS_WITHIN = 5.0
@@ -28,7 +29,8 @@ router = APIRouter(tags=["service"])
 async def healthz() -> HealthResponse:
     """Answers while the process that serves HTTP lives, whatever the state of the orchestrator."""
     return HealthResponse(
-        version=version("lattice"),
+        version=release(),
+        protocol=PROTOCOL,
         python=platform.python_version(),
         cloudpickle=version("cloudpickle"),
     )

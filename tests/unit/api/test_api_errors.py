@@ -17,6 +17,7 @@ CASES: list[tuple[LatticeError, int]] = [
     (errors.CycleError("f", ["a", "b", "a"]), 400),
     (errors.UnauthorizedError("a key is needed"), 401),
     (errors.ForbiddenError("Host", "evil"), 403),
+    (errors.ProtocolRefusedError("9.0", "9", "1.0", 1, 1), 400),
     (errors.ExposedError("192.0.2.1", "use keys"), 403),
     (errors.AdminOnlyError("alice"), 403),
     (errors.WorkflowNotFoundError("w"), 404),

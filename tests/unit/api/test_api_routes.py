@@ -197,7 +197,7 @@ async def test_health_does_not_need_the_orchestrator(
 ) -> None:
     service.fails = UnavailableError("away")
     health = (await client.get("/healthz")).json()
-    assert set(health) == {"status", "version", "python", "cloudpickle"}
+    assert set(health) == {"status", "version", "protocol", "python", "cloudpickle"}
     assert health["status"] == "ok"
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()) == (503, {"detail": "away"})

@@ -60,4 +60,4 @@ def test_nonsense_is_refused_without_a_key(
     assert main(["key", *arguments]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("lattice: ")
+    assert printed.err.startswith("lattice key: ")

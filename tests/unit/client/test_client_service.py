@@ -14,6 +14,7 @@ from lattice import (
     ServiceError,
     VersionMismatchError,
 )
+from lattice.client import service as client_service
 from lattice.client.transport import (
     BrokenOffError,
     NotSentError,
@@ -185,6 +186,21 @@ def test_versions_are_asked_once() -> None:
     service.check_versions()
     service.check_versions()
     assert fake.paths() == ["/healthz"]
+
+
+def test_a_service_that_is_too_old_is_refused_by_the_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In words that say which side to upgrade; a newer service decides itself whom it understands."""
+    fake = FakeService()
+    fake.answers["POST /create_workflow"] = [
+        Response(404, b"{}", {"lattice-protocol": "1", "lattice-version": "0.0.9"}),
+        Response(200, b'{"workflow_id": "w"}', {"lattice-protocol": "99"}),
+    ]
+    monkeypatch.setattr(client_service, "OLDEST", 2)
+    with pytest.raises(VersionMismatchError, match=r"Lattice 0\.0\.9.*upgrade the service"):
+        fake.service().create_workflow()
+    assert fake.service().create_workflow() == "w"
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", ""])

@@ -15,6 +15,7 @@ from lattice.client.transport import (
     TimedOutError,
     is_local,
 )
+from lattice.versions import PROTOCOL, release
 
 
 def transport(answer: Callable[[httpx.Request], httpx.Response]) -> HttpTransport:
@@ -94,3 +95,17 @@ def test_closing() -> None:
     closed.close()
     with pytest.raises(RuntimeError):
         closed.send(Request("GET", "/"), 1)
+
+
+def test_the_client_says_what_it_is() -> None:
+    """With every request: the service refuses what it cannot understand."""
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200)
+
+    transport(answer).send(Request("GET", "/"), 1)
+    assert seen[0].headers["user-agent"].startswith(f"lattice/{release()} python/3.")
+    assert seen[0].headers["lattice-protocol"] == str(PROTOCOL)
+    assert seen[0].headers["lattice-version"] == release()

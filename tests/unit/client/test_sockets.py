@@ -13,6 +13,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from lattice import ServiceError
 from lattice.client.subscription import LostError, open_socket
+from lattice.versions import PROTOCOL
 
 Behaviour = Callable[[ServerConnection], None]
 
@@ -101,3 +102,17 @@ def test_nobody_there() -> None:
     """Is lost for now."""
     with pytest.raises(LostError), open_socket("ws://127.0.0.1:9", 5):
         pass
+
+
+def test_the_client_says_what_it_is() -> None:
+    """As with every other request."""
+    seen: dict[str, str] = {}
+
+    def note(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        seen.update(connection.request.headers.raw_items())
+
+    with served(note) as url, open_socket(url, 5) as socket, pytest.raises(LostError):
+        socket.receive(5)
+    assert seen["lattice-protocol"] == str(PROTOCOL)
+    assert seen["User-Agent"].startswith("lattice/")

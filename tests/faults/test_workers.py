@@ -1,0 +1,211 @@
+"""Worker machines that join, get work, leave in order, die in the middle of runs, and come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.machines import Machine, Worker, machine
+from tests.running import Service, running_service, wait_for
+from tests.service.rest import Rest, inputs
+
+#: Begins with a mark, ends when it may, and says where it ran.
+HELD = """
+import pathlib, time
+
+def work(params):
+    folder = pathlib.Path(params["folder"])
+    (folder / f"began-{params['n']}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.05)
+    return {"out": params["n"]}
+"""
+#: More CPUs than the head has, so that only workers can have it.
+LARGE = {"cpu": (os.cpu_count() or 1) + 1}
+#: A worker with room for one of those at a time.
+ROOM = f"--num-cpus={(os.cpu_count() or 1) + 2}"
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """A service that other machines reach, and that waits a little for nodes that were lost."""
+    with running_service(host="0.0.0.0", allowed_hosts=["*"], no_node_seconds=40) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def first() -> Iterator[Machine]:
+    with machine(1) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def second() -> Iterator[Machine]:
+    with machine(2) as made:
+        yield made
+
+
+@pytest.fixture
+def rest(service: Service) -> Iterator[Rest]:
+    with Rest(service.url) as rest:
+        yield rest
+
+
+@pytest.fixture
+def workers() -> Iterator[list[Worker]]:
+    """The workers of a test, which end with it."""
+    made: list[Worker] = []
+    yield made
+    for worker in made:
+        worker.close()
+
+
+def start(rest: Rest, folder: Path, *numbers: int, **fields: Any) -> tuple[str, str]:
+    """A run of independent tasks that are held; the ids of workflow and run."""
+    workflow_id = rest.workflow()
+    for n in numbers:
+        given = inputs(n=n, folder=str(folder))
+        rest.task(
+            workflow_id, f"work{n}", HELD.replace("work", f"work{n}"), task_input=given, **fields
+        )
+    return workflow_id, rest.run(workflow_id)
+
+
+def begun(folder: Path) -> set[int]:
+    return {int(path.name.removeprefix("began-")) for path in folder.glob("began-*")}
+
+
+def tasks(rest: Rest, run_id: str) -> dict[str, dict[str, Any]]:
+    return {task["name"]: task for task in rest.get(f"/runs/{run_id}")["run"]["tasks"]}
+
+
+def is_explained(found: dict[str, dict[str, Any]]) -> bool:
+    """Whether what is queued, of which there is something, says what it waits for."""
+    words = [task["waiting_for"] for task in found.values() if task["state"] == "queued"]
+    return bool(words) and all(words)
+
+
+def listed(rest: Rest, node_id: str) -> dict[str, Any] | None:
+    found = rest.get("/workers")["workers"]
+    return next((each for each in found if each["node_id"] == node_id), None)
+
+
+def test_a_worker_joins_gets_work_and_leaves_when_that_is_done(
+    service: Service, rest: Rest, first: Machine, workers: list[Worker], tmp_path: Path
+) -> None:
+    """What waits is taken back and says so; what runs ends; then the node is gone and the command ends with 0."""
+    workers.append(worker := Worker(service, first, ROOM, "--memory=1000"))
+    found = listed(rest, worker.node_id)
+    assert found is not None
+    assert found["status"] == "active"
+    assert found["resources"] == {"cpu": LARGE["cpu"] + 1, "cpu_mem": 1000, "gpu_resource": {}}
+    if first.ip is not None:
+        assert found["node_ip"] == first.ip
+    workflow_id, run_id = start(rest, tmp_path, 1, resources=LARGE)
+    wait_for("the first task", lambda: begun(tmp_path) == {1})
+    # There is room for one at a time: this one waits in the engine, for the place on the worker.
+    _, waits = start(rest, tmp_path, 2, resources=LARGE)
+    wait_for(
+        "its turn",
+        lambda: (tasks(rest, waits)["work2"]["waiting_for"] or "").startswith("a free CPU"),
+    )
+    worker.process.send_signal(signal.SIGTERM)
+    worker.says("leaving")
+    wait_for(
+        "it to be disconnected",
+        lambda: (listed(rest, worker.node_id) or {}).get("status") == "disconnected",
+    )
+    wait_for("its words", lambda: tasks(rest, waits)["work2"]["waiting_for"].startswith("a "))
+    assert worker.process.poll() is None
+    (tmp_path / "go").touch()
+    messages = rest.messages(workflow_id, run_id)
+    assert messages[-1]["data"]["status"] == "succeeded"
+    assert messages[0]["data"]["node_id"] == worker.node_id
+    assert "task_retry" not in {message["type"] for message in messages}
+    assert worker.process.wait(120) == 0, worker.log.read_text()
+    assert worker.log.read_text().rstrip().endswith("left")
+    assert begun(tmp_path) == {1}
+    wait_for("the node to be gone", lambda: listed(rest, worker.node_id) is None)
+    rest.post(f"/runs/{waits}/cancel")
+
+
+def test_a_disconnected_worker_gets_nothing_until_it_is_connected_again(
+    service: Service, rest: Rest, first: Machine, workers: list[Worker], tmp_path: Path
+) -> None:
+    """Also for what became ready while no node was to be had; nothing fails meanwhile."""
+    workers.append(worker := Worker(service, first, ROOM))
+    node_id = worker.node_id
+    workflow_id, run_id = start(rest, tmp_path, 1, 2, resources=LARGE)
+    wait_for("a task", lambda: len(begun(tmp_path)) == 1)
+    rest.post("/disconnect_worker", {"node_id": node_id})
+    (tmp_path / "go").touch()
+    wait_for(
+        "its end", lambda: "succeeded" in {task["state"] for task in tasks(rest, run_id).values()}
+    )
+    wait_for("the other's words", lambda: is_explained(tasks(rest, run_id)))
+    assert len(begun(tmp_path)) == 1
+    worker.says("somebody has disconnected it")
+    found = listed(rest, node_id)
+    assert found is not None
+    rest.post("/connect_worker", {key: found[key] for key in ("node_id", "node_ip", "resources")})
+    messages = rest.messages(workflow_id, run_id)
+    assert messages[-1]["data"]["status"] == "succeeded"
+    assert "task_retry" not in {message["type"] for message in messages}
+
+
+def test_a_worker_that_dies_is_replaced_in_the_middle_of_a_run(
+    service: Service,
+    rest: Rest,
+    first: Machine,
+    second: Machine,
+    workers: list[Worker],
+    tmp_path: Path,
+) -> None:
+    """What ran there is told, waits with a reason, and is run again on the worker that comes."""
+    workers.append(worker := Worker(service, first, ROOM))
+    _ = worker.node_id
+    workflow_id, run_id = start(rest, tmp_path, 1, resources=LARGE)
+    wait_for("the task", lambda: begun(tmp_path) == {1})
+    worker.kill()
+    wait_for(
+        "what it waits for",
+        lambda: (tasks(rest, run_id)["work1"]["waiting_for"] or "").startswith("a larger node"),
+    )
+    (tmp_path / "go").touch()
+    workers.append(other := Worker(service, second, ROOM))
+    messages = rest.messages(workflow_id, run_id)
+    assert messages[-1]["data"]["status"] == "succeeded", messages
+    assert [message["type"] for message in messages] == [
+        "start_task",
+        "task_retry",
+        "start_task",
+        "finish_task",
+        "finish_workflow",
+    ]
+    assert messages[1]["data"]["error"]["message"] == "the node that ran the task died"
+    assert messages[2]["data"]["node_id"] == other.node_id
+
+
+def test_a_gpu_worker_that_dies_fails_what_nobody_else_can_run(
+    service: Service, rest: Rest, first: Machine, workers: list[Worker], tmp_path: Path
+) -> None:
+    """After the time for which it may come back, with the reason; GPUs are registered with their memory."""
+    workers.append(worker := Worker(service, first, "--num-cpus=1", gpus=(16_000, 24_000)))
+    found = listed(rest, worker.node_id)
+    assert found is not None
+    gpus = found["resources"]["gpu_resource"]
+    assert [gpu["gpu_mem"] for gpu in gpus.values()] == [16_000, 24_000]
+    workflow_id, run_id = start(rest, tmp_path, 1, resources={"gpu_mem": 12_000, "cpu": 0.1})
+    wait_for("the task", lambda: begun(tmp_path) == {1})
+    worker.kill()
+    messages = rest.messages(workflow_id, run_id)
+    assert messages[-1]["data"]["status"] == "failed"
+    failed = messages[-2]["data"]
+    assert failed["error"]["type"] == "NoNodeError", messages
+    assert "gpu 0.75 asked" in failed["result"]
+    assert "the cluster has had no such node for" in failed["result"]
