@@ -34,7 +34,12 @@ ROOM = f"--num-cpus={(os.cpu_count() or 1) + 2}"
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
     """A service that other machines reach, and that waits a little for nodes that were lost."""
-    with running_service(host="0.0.0.0", allowed_hosts=["*"], no_node_seconds=40) as service:
+    with running_service(
+        host="0.0.0.0",
+        allow_unauthenticated_network_access=True,
+        allowed_hosts=["*"],
+        no_node_seconds=40,
+    ) as service:
         yield service
 
 
