@@ -104,11 +104,15 @@ def _check_agreement(keys: Iterable[ApiKey]) -> None:
         raise InvalidRequestError("api_keys", "one sha256 twice", "each key stands there once")
 
 
+_NOBODYS: tuple[bytes, ApiKey | None] = (b"", None)
+
+
 class KeyRing:
     """The keys that are accepted. Empty, it accepts whoever comes."""
 
     def __init__(self, keys: Iterable[ApiKey]) -> None:
-        self._keys = {bytes.fromhex(key.sha256): key for key in keys}
+        hashed = [(bytes.fromhex(key.sha256), key) for key in keys]
+        self._keys = {digest: (digest, key) for digest, key in hashed}
 
     def __bool__(self) -> bool:
         return bool(self._keys)
@@ -123,8 +127,8 @@ class KeyRing:
             UnauthorizedError: it is nobody's, or has expired.
         """
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-        found = self._keys.get(digest)
-        if found is None or not hmac.compare_digest(bytes.fromhex(found.sha256), digest):
+        kept, found = self._keys.get(digest, _NOBODYS)
+        if found is None or not hmac.compare_digest(kept, digest):
             form = "" if _KEY.fullmatch(key) else f" (a key is {PREFIX} and 43 characters)"
             raise UnauthorizedError(
                 f"the API key is not one of this service's{form}; whoever runs the service makes keys with "

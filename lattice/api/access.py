@@ -10,10 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends
-from starlette.datastructures import Headers
+from fastapi import Depends, FastAPI
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -127,14 +126,21 @@ class _Rate:
 
 def _take_key(scope: Scope) -> str | None:
     """The key that a request carries, which it carries no more."""
-    scheme, _, found = Headers(scope=scope).get("authorization", "").partition(" ")
+    authorization = b""
+    kept = []
+    # In one pass, as every request goes through here.
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            authorization = authorization or value
+        elif name != b"sec-websocket-protocol":
+            kept.append((name, value))
+    scope["headers"] = kept
+    scheme, _, found = authorization.decode("latin-1").partition(" ")
     given = found.strip() if scheme.lower() == "bearer" and found.strip() else None
     offered = scope.get("subprotocols", ())
     if given is None:
         carried = (name for name in offered if name.startswith(_BEARER_PROTOCOL))
         given = next((name.removeprefix(_BEARER_PROTOCOL) for name in carried), None)
-    secret = {b"authorization", b"sec-websocket-protocol"}
-    scope["headers"] = [each for each in scope["headers"] if each[0].lower() not in secret]
     if offered:
         scope["subprotocols"] = [name for name in offered if not name.startswith(_BEARER_PROTOCOL)]
     return given
@@ -147,6 +153,22 @@ def _agreeing(send: Send) -> Send:
         await send(message)
 
     return agree
+
+
+def describe(app: FastAPI) -> None:
+    """Has the app's OpenAPI document say that requests need a key."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["api_key"] = {"type": "http", "scheme": "bearer"}
+        document["security"] = [{"api_key": []}]
+        for path in _OPEN_PATHS:
+            document["paths"][path]["get"]["security"] = []
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # how FastAPI has it changed
 
 
 # -- dependencies ------------------------------------------------------------------------------

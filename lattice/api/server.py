@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from lattice.api import errors
-from lattice.api.access import KeyMiddleware
+from lattice.api.access import KeyMiddleware, describe
 from lattice.api.dependencies import Holder, use_holder
 from lattice.api.exposition import Exposition, publishing
 from lattice.api.exposure import LocalOnlyMiddleware, may_be_anywhere
@@ -212,6 +212,8 @@ def create_app(
         keys=settings.api_keys,
         processes=settings.ingress_replicas if owner is None else 1,
     )
+    if settings.api_keys:
+        describe(app)
     if not settings.api_keys or "allowed_hosts" in settings.model_fields_set:
         # No page of another site has a key, and a key lets a service be used under any name.
         app.add_middleware(GuardMiddleware, allowed_hosts=settings.allowed_hosts)

@@ -5,6 +5,7 @@ The only module that knows the WebSocket library.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,6 +13,7 @@ from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.http11 import Response
 from websockets.sync.client import ClientConnection, connect
 
 from lattice.client.errors import ConnectionFailedError, DeadlineError, ServiceError
@@ -92,11 +94,19 @@ def open_with(headers: Mapping[str, str], url: str, timeout: float) -> Iterator[
             status = error.response.status_code
             if status in _PASSING:
                 raise LostError(f"status {status}") from error
-            detail = error.response.body.decode(errors="replace") if error.response.body else ""
-            raise ServiceError(status, detail or error.response.reason_phrase) from error
+            raise ServiceError(status, _detail(error.response)) from error
         except (OSError, WebSocketException) as error:
             raise LostError(str(error) or type(error).__name__) from error
         yield _Socket(connection)
+
+
+def _detail(response: Response) -> str:
+    """What a refusal says: the service's own words, or whatever a proxy has."""
+    text = response.body.decode(errors="replace") if response.body else ""
+    try:
+        return str(json.loads(text)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return text or response.reason_phrase
 
 
 #: Opens a connection to a WebSocket address within so many seconds.

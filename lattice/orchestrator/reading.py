@@ -295,6 +295,7 @@ def _summary(record: RunRecord) -> dict[str, object]:
         "finished": None if record.finished is None else iso_time(record.finished),
         "deadline": None if record.deadline is None else iso_time(record.deadline),
         "retry_of": record.retry_of,
+        "tenant": record.tenant,
         "trace_id": None if record.trace is None else trace_id(record.trace),
     }
 

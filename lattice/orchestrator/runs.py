@@ -253,6 +253,7 @@ class Runs:
                 error = errors.get(live.run.graph.tasks[task_id].resources)
                 if error is not None and progress.state is TaskState.QUEUED:
                     self._dispatcher.cancel(run_id, task_id, progress.attempt)
+                    self._leave(live.run, task_id, progress.attempt)
                     info = ErrorInfo("NoNodeError", error)
                     now = self._clock.now()
                     self._step(run_id, TaskFailed(task_id, progress.attempt, now, info))

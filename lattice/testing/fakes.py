@@ -102,8 +102,9 @@ class HeldDispatcher:
         load_code: Callable[[Digest], bytes],
         ahead: Ahead,
     ) -> None:
-        """Remembers whom to tell."""
+        """Remembers whom to tell, and whom to ask what follows."""
         self._report = report
+        self.ahead = ahead
 
     def submit(self, job: Job) -> None:
         """Holds the job."""

@@ -274,6 +274,9 @@ class RunSummary(_Model):
     retry_of: str | None = Field(
         default=None, description="The run whose results it took over, if it did."
     )
+    tenant: str | None = Field(
+        default=None, description="Whose it is, where the service has API keys."
+    )
     trace_id: str | None = Field(
         default=None, description="The trace of its request, where traces are written."
     )

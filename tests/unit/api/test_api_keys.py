@@ -84,6 +84,18 @@ async def test_every_endpoint_but_health_needs_a_key(
     assert [call for call in service.calls if call[0] not in ("ready", "for_caller")] == []
 
 
+async def test_the_description_says_so(
+    guarded: httpx.AsyncClient, client: httpx.AsyncClient
+) -> None:
+    """What reads OpenAPI knows where a key is needed; without keys there is nothing to say."""
+    described = (await guarded.get("/openapi.json", headers=bearer(ALICE))).json()
+    scheme = {"type": "http", "scheme": "bearer"}
+    assert described["components"]["securitySchemes"] == {"api_key": scheme}
+    assert described["security"] == [{"api_key": []}]
+    assert described["paths"]["/healthz"]["get"]["security"] == []
+    assert "security" not in (await client.get("/openapi.json")).json()
+
+
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 async def test_a_key_opens_what_is_its_tenants(
     service: ScriptedService, guarded: httpx.AsyncClient, scheme: str

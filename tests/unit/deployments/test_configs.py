@@ -58,7 +58,7 @@ def test_kubernetes_serves_the_same_configuration() -> None:
 
 
 def test_kubernetes_runs_this_release_on_this_ray() -> None:
-    """Head and workers alike, with the storage that the configuration names, the password, and a token."""
+    """Head and workers alike, with the storage that the configuration names, the password, keys and a token."""
     cluster = kuberay()
     assert cluster["rayVersion"] == version("ray")
     assert cluster["authOptions"] == {"mode": "token"}

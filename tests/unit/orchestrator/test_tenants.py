@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -118,7 +119,8 @@ async def test_each_tenant_lists_its_own_and_an_admin_all(world: World) -> None:
 
     for name, expected in runs.items():
         assert ids(await seen_by(world, name).list_runs(9)) == expected
-    assert len(await seen_by(world, "ops", admin=True).list_runs(9)) == 4
+    everything = await seen_by(world, "ops", admin=True).list_runs(9)
+    assert [run["tenant"] for run in everything] == ["alice", "bob", "alice", None]
     assert ids(await seen_by(world, "nobody").list_runs(9)) == []
     ops = seen_by(world, "ops", admin=True)
     assert await ops.cancel_run(nobodys) == await ops.cancel_run(runs["bob"][0]) == "cancelled"
@@ -222,6 +224,29 @@ async def test_tasks_beyond_a_tenants_bound_wait_for_its_own_only(make_world: Ma
     world.dispatcher.succeed(third, TaskId("z"), out=b"1")
     await alice.submit_workflow([upload(name) for name in "ij"], [])
     assert begun(world)[9:] == ["i", "j"]
+
+
+async def test_tasks_of_a_bounded_tenant_are_not_run_ahead(make_world: MakeWorld) -> None:
+    """Nobody would count them."""
+    world = await make_world(tenancy=Tenancy(max_concurrent_tasks={ALICE: 1}))
+    ahead = {}
+    for name in ("alice", "bob"):
+        _, run_id = await seen_by(world, name).submit_workflow([upload("a"), upload("b")], [(A, B)])
+        ahead[name] = [job.task_id for job in world.dispatcher.ahead(run_id, [A], 9)]
+    assert ahead == {"alice": [], "bob": [B]}
+
+
+async def test_what_fails_for_want_of_a_node_makes_room(make_world: MakeWorld) -> None:
+    """It has not begun, and nobody reports its end."""
+    world = await make_world(tenancy=Tenancy(max_concurrent_tasks={ALICE: 1}))
+    alice, placing = seen_by(world, "alice"), world.orchestrator._parts.placing
+    await alice.submit_workflow([upload("a", resources={"gpu": 1}), upload("b")], [])
+    (with_gpu,) = world.dispatcher.engine
+    world.dispatcher.engine[:] = [replace(with_gpu, gpu=0)]
+    for _ in range(2):
+        await placing.look()
+        world.clock.advance(30)
+    assert begun(world) == ["a", "b"]
 
 
 async def test_the_bound_holds_after_a_restart(make_world: MakeWorld) -> None:
