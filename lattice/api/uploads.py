@@ -30,6 +30,7 @@ _DEFINITION_FIELDS = (
     "retry",
     "timeout",
     "runtime_env",
+    "sandbox",
 )
 
 #: Source of that many characters is looked at on the event loop; more in a thread.

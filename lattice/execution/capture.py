@@ -316,6 +316,13 @@ def recording(limit: int, tell: Callable[[list[LogEntry]], None]) -> Iterator[Re
         _current.reset(token)
 
 
+def take(stream: str, text: str) -> None:
+    """Records what another process wrote for the attempt that runs here; it is not passed on."""
+    recorder = _recorder()
+    if recorder is not None:
+        recorder.write(stream, text)
+
+
 def flush() -> None:
     """Tells at once what the attempt has printed of which nobody will read the end's report."""
     recorder = _recorder()

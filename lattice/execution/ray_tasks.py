@@ -269,7 +269,13 @@ class RayTaskDispatcher:
     def _expected(self, taken: _Attempt) -> float:
         """Seconds that an attempt will take at most, by all that is known; infinite if it is to be alone."""
         job = taken.job
-        if taken.alone or job.timed or job.attempt > 1 or job.definition.batch.enabled:
+        if (
+            taken.alone
+            or job.definition.sandbox
+            or job.timed
+            or job.attempt > 1
+            or job.definition.batch.enabled
+        ):
             return math.inf
         seconds = self._durations.expected(job.definition.code)
         return seconds if seconds <= _SHORT else math.inf

@@ -31,7 +31,7 @@ from lattice.ports.store import (
 from lattice.workflow import checks
 from lattice.workflow.graph import Workflow
 from lattice.workflow.retry import with_defaults
-from lattice.workflow.task import Code, CodeForm, Task, TaskKind, check_scaling
+from lattice.workflow.task import Code, CodeForm, Task, TaskKind, check_sandbox, check_scaling
 
 #: How many workflows are kept in memory; the others are read again when they are needed.
 _KEPT = 1_000
@@ -211,6 +211,7 @@ def _task(
     }
     task = Task.from_document(document)
     check_scaling(task)
+    check_sandbox(task)
     return task
 
 

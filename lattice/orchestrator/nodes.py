@@ -110,6 +110,7 @@ class NodeRegistry:
             scaling=task.scaling,
             runtime_env=task.runtime_env,
             excluded=self.excluded,
+            sandbox=task.sandbox,
         )
 
     def name(self, engine_id: NodeId) -> NodeId:

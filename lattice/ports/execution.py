@@ -17,6 +17,7 @@ from lattice.workflow.events import (
     TaskSucceeded,
     Value,
 )
+from lattice.workflow.sandbox import Sandbox
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, Resources
 
@@ -41,6 +42,7 @@ class Definition:
     Attributes:
         gpus: what `gpu` and `gpu_mem` come to, in GPUs.
         excluded: engine ids of nodes that get nothing new.
+        sandbox: limits of the sandbox that each call runs in; None for none.
     """
 
     code: Code
@@ -50,6 +52,14 @@ class Definition:
     scaling: Scaling
     runtime_env: Mapping[str, object]
     excluded: frozenset[NodeId]
+    sandbox: Sandbox | None = None
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The environment variables that the runtime environment sets."""
+        found = self.runtime_env.get("env_vars", {})
+        assert isinstance(found, Mapping)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from lattice.workflow.bindings import (
     parse_outputs,
 )
 from lattice.workflow.retry import RetryPolicy
+from lattice.workflow.sandbox import Sandbox
 from lattice.workflow.scaling import Scaling
 
 
@@ -215,6 +216,7 @@ class Task:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
     runtime_env: Mapping[str, object] = field(default_factory=dict)
+    sandbox: Sandbox | None = None
 
     @property
     def output_keys(self) -> tuple[str, ...]:
@@ -241,6 +243,7 @@ class Task:
             "retry": self.retry.document(),
             "timeout": self.timeout,
             "runtime_env": dict(self.runtime_env),
+            "sandbox": self.sandbox and self.sandbox.document(),
         }
 
     @classmethod
@@ -268,6 +271,7 @@ class Task:
             retry=RetryPolicy.parse(document.get("retry")),
             timeout=parse_timeout(document.get("timeout")),
             runtime_env=_runtime_env(document.get("runtime_env"), "runtime_env"),
+            sandbox=Sandbox.parse(document.get("sandbox")),
         )
 
 
@@ -278,6 +282,17 @@ def check_scaling(task: Task) -> None:
             "autoscaling",
             f"{checks.shown(task.scaling.document())} for the task {task.name!r}, which has no replicas",
             "only batched tasks, tasks with gpu or gpu_mem, and classes have replicas; leave it out",
+        )
+
+
+def check_sandbox(task: Task) -> None:
+    """Raises InvalidRequestError for a sandbox of a task that runs on replicas, which serve many calls."""
+    if task.sandbox is not None and task.on_replicas:
+        raise InvalidRequestError(
+            "sandbox",
+            f"a sandbox for the task {task.name!r}, which runs on replicas",
+            "batched tasks, tasks with gpu or gpu_mem, and classes run without one: make it a plain "
+            "function on CPUs, or leave sandbox out",
         )
 
 
