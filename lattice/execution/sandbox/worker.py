@@ -42,7 +42,7 @@ class SandboxError(Exception):
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
-        self.info = ErrorInfo(kind, message)
+        self.info = ErrorInfo(kind, message, kinds=(kind,))
 
 
 @dataclass(slots=True)
