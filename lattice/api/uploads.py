@@ -31,6 +31,7 @@ _DEFINITION_FIELDS = (
     "timeout",
     "runtime_env",
     "sandbox",
+    "secrets",
 )
 
 #: Source of that many characters is looked at on the event loop; more in a thread.

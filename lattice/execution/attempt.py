@@ -27,6 +27,7 @@ from lattice.execution.code import CodeLoadError, Function, load
 from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
 from lattice.execution.sandbox.request import Request
+from lattice.execution.secrets import in_environment, masked_error
 from lattice.execution.storage import location_of
 from lattice.ids import RunId, TaskId
 from lattice.ports.execution import Argument, Job
@@ -58,6 +59,7 @@ class Assignment:
         after: tasks of the same call that must have succeeded first.
         sandbox: the limits of the sandbox that it runs in; None to run it in the worker's own process.
         environment: variables for the sandbox.
+        secrets: values by name, filled in by the worker itself, which gets them beside this.
     """
 
     run_id: RunId
@@ -81,6 +83,7 @@ class Assignment:
     after: tuple[TaskId, ...] = ()
     sandbox: Sandbox | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -141,7 +144,7 @@ def run_attempt(
         if assignment.sandbox is not None:
             outcome = _run_in_sandbox(assignment, assignment.sandbox, fetch_code, upstream)
         else:
-            with _clean_process(assignment.has_gpu):
+            with _clean_process(assignment.has_gpu), in_environment(assignment.secrets):
                 function = load(assignment.code, functools.partial(arguments.fetch, fetch_code))
                 params = _arguments(assignment, upstream)
                 outcome = _run(assignment, function, params)
@@ -242,6 +245,7 @@ def _run(assignment: Assignment, function: Function, params: dict[str, object]) 
             outcome = run_batch(function, [params], assignment.output_keys, assignment.name)[0]
         else:
             outcome = run_call(function, params, assignment.output_keys, assignment.name)
+        outcome = _hide_secrets(assignment, outcome)
         note([_error_of(outcome)])
     return outcome
 
@@ -256,16 +260,22 @@ def _run_in_sandbox(
         name=assignment.name,
         code=assignment.code,
         data=arguments.fetch(fetch_code),
-        environment=assignment.environment,
+        environment={**assignment.environment, **assignment.secrets},
         arguments=arguments.as_they_are(
             assignment.arguments, assignment.upstream, upstream, assignment.storage_url
         ),
         output_keys=assignment.output_keys,
     )
     with spans.of_calls([assignment]) as note:
-        outcome = sandboxed.run(request, limits)
+        outcome = _hide_secrets(assignment, sandboxed.run(request, limits))
         note([_error_of(outcome)])
     return outcome
+
+
+def _hide_secrets(assignment: Assignment, outcome: Outcome) -> Outcome:
+    if not isinstance(outcome, Failed):
+        return outcome
+    return Failed(masked_error(outcome.error, assignment.secrets.values()))
 
 
 def _error_of(outcome: Outcome) -> ErrorInfo | None:
@@ -348,6 +358,7 @@ def _pack(
 
 def _failed(assignment: Assignment, error: ErrorInfo, placement: Placement) -> bytes:
     at = time.time()
+    error = masked_error(error, assignment.secrets.values())
     end = TaskFailed(assignment.task_id, assignment.attempt, at, error, placement)
     return wire.encode_end(end)
 

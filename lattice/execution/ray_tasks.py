@@ -45,6 +45,7 @@ from lattice.ports.execution import (
     Report,
     TaskLogged,
 )
+from lattice.ports.secrets import NoSecrets, Secrets
 from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import (
     ErrorInfo,
@@ -126,6 +127,7 @@ class RayTaskDispatcher:
         max_result_bytes: largest pickled result of a call.
         max_log_bytes: what is kept of what an attempt prints.
         span_export: where the spans of traced attempts go.
+        secrets: what is put into the environment of attempts that ask for it.
         max_in_flight: most tasks of the same shape that Ray has at a time.
         cancel_grace: seconds that a cancelled task has to end before its process is killed.
         held: where references to large outputs are kept; other dispatchers may share it.
@@ -139,6 +141,7 @@ class RayTaskDispatcher:
         max_result_bytes: int = 16 * 1024 * 1024,
         max_log_bytes: int = 64 * 1024,
         span_export: SpanExport | None = None,
+        secrets: Secrets | None = None,
         max_in_flight: int = 1000,
         cancel_grace: float = 2.0,
         held: HeldValues[ray.ObjectRef[Large | None]] | None = None,
@@ -147,6 +150,7 @@ class RayTaskDispatcher:
         self._inline_value_bytes = inline_value_bytes
         self._max_log_bytes = max_log_bytes
         self.span_export = span_export
+        self._secrets = secrets or NoSecrets()
         self._cancel_grace = cancel_grace
         self._attempts: dict[tuple[RunId, TaskId, int], _Attempt] = {}
         self._pacing = Pacing(max_in_flight)
@@ -271,7 +275,7 @@ class RayTaskDispatcher:
         job = taken.job
         if (
             taken.alone
-            or job.definition.sandbox
+            or _is_apart(job.definition)
             or job.timed
             or job.attempt > 1
             or job.definition.batch.enabled
@@ -287,7 +291,7 @@ class RayTaskDispatcher:
             assignments, upstream = self._assign(call)
             function = self._run_attempts.of(call.attempts[0].shape)
             call.report, call.large = function.remote(
-                attempt.encode_group(assignments), codes, *upstream
+                attempt.encode_group(assignments), codes, self._secrets_of(call), *upstream
             )
         except Exception as error:  # Ray refuses the options, such as a malformed runtime_env
             self._count_back(call)
@@ -304,6 +308,11 @@ class RayTaskDispatcher:
         future = ray_future(call.report)
         self._in_flight[call] = future
         future.add_done_callback(functools.partial(self._landed, call))
+
+    def _secrets_of(self, call: _Call) -> dict[str, str]:
+        """The values of secrets by name. Raises SecretNotFoundError, OSError and ValueError."""
+        names = {name for taken in call.attempts for name in taken.job.definition.secrets}
+        return {name: self._secrets.value(name) for name in names}
 
     def _assign(self, call: _Call) -> tuple[list[Assignment], list[ray.ObjectRef[Large | None]]]:
         """What the worker is told, and the references that come along."""
@@ -532,6 +541,11 @@ class RayTaskDispatcher:
             await asyncio.wait(self._in_flight.values(), timeout=_CLOSE_WAIT)
         self._attempts.clear()
         self.held.clear()
+
+
+def _is_apart(definition: Definition) -> bool:
+    """Whether nothing shares a call with it."""
+    return definition.sandbox is not None or bool(definition.secrets)
 
 
 def _waits_for(taken: _Attempt) -> str:

@@ -17,6 +17,7 @@ from lattice.ids import Digest, TaskId, WorkflowId
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.policies import Defaults
 from lattice.ports.environment import Clock, IdSource
+from lattice.ports.secrets import Secrets
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.ports.store import (
     DeleteEdge,
@@ -31,7 +32,7 @@ from lattice.ports.store import (
 from lattice.workflow import checks
 from lattice.workflow.graph import Workflow
 from lattice.workflow.retry import with_defaults
-from lattice.workflow.task import Code, CodeForm, Task, TaskKind, check_sandbox, check_scaling
+from lattice.workflow.task import Code, CodeForm, Task, TaskKind, check_isolation, check_scaling
 
 #: How many workflows are kept in memory; the others are read again when they are needed.
 _KEPT = 1_000
@@ -48,6 +49,7 @@ class Catalogue:
         ids: IdSource,
         max_tasks: int,
         defaults: Defaults,
+        secrets: Secrets,
     ) -> None:
         self._store = store
         self._journal = journal
@@ -55,6 +57,7 @@ class Catalogue:
         self._ids = ids
         self._max_tasks = max_tasks
         self._defaults = defaults
+        self._secrets = secrets
         self._workflows: OrderedDict[WorkflowId, Workflow] = OrderedDict()
 
     async def workflow(self, workflow_id: WorkflowId) -> Workflow:
@@ -101,7 +104,7 @@ class Catalogue:
         if upload.code is not None:
             code, blob = _code(upload.code, name)
             writes.append(blob)
-        task = _task(self._definition(upload), old.task_id, name, old.kind, code)
+        task = self._task(self._definition(upload), old.task_id, name, old.kind, code)
         added = workflow.save_task(task, add_edges=add_edges)
         writes.append(_put(workflow.workflow_id, task))
         writes += [PutEdge(workflow.workflow_id, source, target) for source, target in added]
@@ -112,7 +115,7 @@ class Catalogue:
         assert upload.name is not None
         assert upload.code is not None
         code, blob = _code(upload.code, upload.name)
-        task = _task(upload.definition, upload.task_id, upload.name, kind, code)
+        task = self._task(upload.definition, upload.task_id, upload.name, kind, code)
         self._check_count(len(workflow.tasks) + 1)
         workflow.add_task(task)
         return [blob, _put(workflow.workflow_id, task)]
@@ -157,7 +160,7 @@ class Catalogue:
                 )
             code, blob = _code(upload.code, upload.name)
             definition = self._definition(upload)
-            task = _task(definition, upload.task_id, upload.name, TaskKind.CODE, code)
+            task = self._task(definition, upload.task_id, upload.name, TaskKind.CODE, code)
             if task.task_id in saved:
                 raise InvalidRequestError(
                     "task_id", f"{task.task_id!r} twice", "each task needs an id of its own"
@@ -171,6 +174,25 @@ class Catalogue:
         workflow.add_edges(edges)
         writes += [PutEdge(workflow_id, source, target) for source, target in workflow.edges]
         return workflow, writes
+
+    def _task(
+        self,
+        definition: Mapping[str, object],
+        task_id: TaskId,
+        name: str,
+        kind: TaskKind,
+        code: Code | None,
+    ) -> Task:
+        """The task that a user describes. Raises InvalidRequestError."""
+        task = _task(definition, task_id, name, kind, code)
+        for secret in task.secrets:
+            if not self._secrets.has(secret):
+                raise InvalidRequestError(
+                    "secrets",
+                    f"{secret!r}, which the service does not have",
+                    "whoever runs the service puts it into a file of that name in its `secrets_dir`",
+                )
+        return task
 
     def _definition(self, upload: TaskUpload) -> Mapping[str, object]:
         """What a user saves, with the service's defaults for what is not said."""
@@ -211,7 +233,7 @@ def _task(
     }
     task = Task.from_document(document)
     check_scaling(task)
-    check_sandbox(task)
+    check_isolation(task)
     return task
 
 

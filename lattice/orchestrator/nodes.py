@@ -111,6 +111,7 @@ class NodeRegistry:
             runtime_env=task.runtime_env,
             excluded=self.excluded,
             sandbox=task.sandbox,
+            secrets=task.secrets,
         )
 
     def name(self, engine_id: NodeId) -> NodeId:

@@ -23,6 +23,7 @@ from lattice.orchestrator.runs import Runs
 from lattice.orchestrator.starts import Starts
 from lattice.ports.environment import Clock, Gauges, IdSource, Telemetry
 from lattice.ports.execution import Dispatcher
+from lattice.ports.secrets import NoSecrets, Secrets
 from lattice.ports.store import Store, ValueStorage
 from lattice.ports.tracing import Traces
 from lattice.workflow.placement import check as check_placement
@@ -55,6 +56,7 @@ class Surroundings:
     defaults: Defaults = field(default_factory=Defaults)
     retention: Retention | None = None
     traces: Traces | None = None
+    secrets: Secrets = field(default_factory=NoSecrets)
 
 
 class Parts:
@@ -85,6 +87,7 @@ class Parts:
             around.ids,
             limits.max_tasks_per_workflow,
             around.defaults,
+            around.secrets,
         )
         self.replies = Replies(store, self.journal, clock)
         self.reading = Reading(

@@ -43,6 +43,7 @@ class Definition:
         gpus: what `gpu` and `gpu_mem` come to, in GPUs.
         excluded: engine ids of nodes that get nothing new.
         sandbox: limits of the sandbox that each call runs in; None for none.
+        secrets: names of those that are in its environment while it runs.
     """
 
     code: Code
@@ -53,6 +54,7 @@ class Definition:
     runtime_env: Mapping[str, object]
     excluded: frozenset[NodeId]
     sandbox: Sandbox | None = None
+    secrets: tuple[str, ...] = ()
 
     @property
     def variables(self) -> Mapping[str, str]:

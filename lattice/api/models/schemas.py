@@ -176,6 +176,12 @@ class TaskDefinition(_Model):
         "`memory` (1024) and `scratch` (256) in MiB, `processes` (64). It takes any input and returns plain data.",
         examples=[None, True, {"cpu_seconds": 60, "memory": 512}],
     )
+    secrets: list[str] | None = Field(
+        default=None,
+        description="Names of secrets that the service has (setting `secrets_dir`); their values are in the "
+        "environment of the code while it runs, and are stored nowhere.",
+        examples=[None],
+    )
     autoscaling: Autoscaling | None = Field(
         default=None,
         description="For tasks that have replicas: batched, with `gpu` or `gpu_mem`, or a class.",

@@ -18,7 +18,7 @@ import pytest
 from lattice.errors import InvalidRequestError
 from lattice.execution.sandbox import plain
 from lattice.workflow.sandbox import Sandbox
-from lattice.workflow.task import Task, check_sandbox
+from lattice.workflow.task import Task, check_isolation
 
 _SCRIPT = """
 import hashlib
@@ -161,4 +161,4 @@ def test_replicas_have_none(needs: dict[str, object]) -> None:
     """They serve many calls from one process."""
     task = Task.from_document({"task_id": "t", "task_name": "t", "sandbox": True, **needs})
     with pytest.raises(InvalidRequestError, match="replicas"):
-        check_sandbox(task)
+        check_isolation(task)
