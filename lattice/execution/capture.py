@@ -295,6 +295,14 @@ def _recorder() -> Recorder | None:
     return None if found is _NOBODY else found
 
 
+def _without_secrets(text: str) -> str:
+    """`text` without what is hidden of any attempt that runs, as it may come from a handler or a thread."""
+    for recorder in _active:
+        if recorder.hidden:
+            text = masked(text, recorder.hidden)
+    return text
+
+
 def _unrecorded(act: Callable[..., Result], *args: Any) -> Result:
     """Calls what passes text on, which may be printed or logged once more on its way."""
     token = _current.set(_NOBODY)
@@ -354,12 +362,14 @@ class _Tee(io.TextIOBase):
     def write(self, text: str) -> int:
         write: Callable[[str], int] = self._stream.write
         recorder = _recorder()
+        shown = _without_secrets(text)
         if recorder is None:
-            return write(text)
+            write(shown)
+            return len(text)
         # Below may be another tee, under a wrapper that user code has put over it in an attempt before.
-        written = _unrecorded(write, masked(text, recorder.hidden))
+        _unrecorded(write, shown)
         recorder.write(self._name, text)
-        return written if not recorder.hidden else len(text)
+        return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]  # as for any text
         for line in lines:

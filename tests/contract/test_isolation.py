@@ -1,4 +1,7 @@
-"""Code that nobody should trust, on a real engine: what it tries succeeds outside of a sandbox, and fails inside."""
+"""Code that nobody should trust, and secrets, on a real engine.
+
+What hostile code tries succeeds outside of a sandbox, and fails inside.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ import pytest
 import ray
 
 from lattice.execution.ray_tasks import RayTaskDispatcher
+from lattice.execution.secrets import SecretFolder
 from lattice.ports.execution import Argument
 from lattice.workflow.events import TaskSucceeded
 from lattice.workflow.sandbox import Sandbox
@@ -32,22 +36,46 @@ pytestmark = [
 SMALL = Sandbox(cpu_seconds=2, memory=256, scratch=16, processes=24)
 
 
+SECRET = "s3cr3t-" + uuid.uuid4().hex
+
+
+@dataclass
+class Engine:
+    """A Ray: a Unix socket on which it listens, and the folder that it writes to."""
+
+    socket: str
+    folder: Path
+
+
 @pytest.fixture(scope="module")
-def engine() -> Iterator[str]:
-    """A Ray of two CPUs; a Unix socket on which it listens."""
+def engine() -> Iterator[Engine]:
+    """One of two CPUs."""
     with short_folder() as folder:
         context = ray.init(
             num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder
         )
         try:
-            yield str(context.address_info["raylet_socket_name"])
+            yield Engine(str(context.address_info["raylet_socket_name"]), Path(folder))
         finally:
             ray.shutdown()
 
 
 @pytest.fixture
-async def bench(engine: str, tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(RayTaskDispatcher((tmp_path / "values").as_uri(), 1024, cancel_grace=0.5))
+def secrets(tmp_path: Path) -> Path:
+    """A folder with one secret."""
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    (folder / "API_KEY").write_text(f"{SECRET}\n")
+    return folder
+
+
+@pytest.fixture
+async def bench(engine: Engine, secrets: Path, tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(
+        RayTaskDispatcher(
+            (tmp_path / "values").as_uri(), 1024, cancel_grace=0.5, secrets=SecretFolder(secrets)
+        )
+    )
     await bench.start()
     yield bench
     await bench.dispatcher.close()
@@ -62,7 +90,7 @@ class Targets:
 
 
 @pytest.fixture
-def targets(engine: str, tmp_path: Path) -> Iterator[Targets]:
+def targets(engine: Engine, tmp_path: Path) -> Iterator[Targets]:
     """A file as that of the database, what listens, and a process."""
     file = tmp_path / "lattice.db"
     file.write_text("of the service")
@@ -75,7 +103,7 @@ def targets(engine: str, tmp_path: Path) -> Iterator[Targets]:
         named = {
             "file": str(file),
             "port": server.getsockname()[1],
-            "socket": engine,
+            "socket": engine.socket,
             "abstract": abstract,
             "pid": bystander.pid,
         }
@@ -287,3 +315,73 @@ async def test_a_process_that_dies_says_how(bench: Bench) -> None:
             f"import os\ndef run(p):\n    {call}\n", f"t{number}", sandbox=SMALL
         )
         assert words in failed.error.message
+
+
+# -- secrets -----------------------------------------------------------------------------------
+
+LENGTH = """
+import os
+def run(p):
+    return {"out": len(os.environ.get("API_KEY", ""))}
+"""
+
+
+@pytest.mark.parametrize("sandbox", [None, SMALL], ids=["plain", "sandbox"])
+async def test_a_secret_is_there_while_its_attempt_runs(
+    bench: Bench, sandbox: Sandbox | None
+) -> None:
+    """For those that asked for it, and not for what runs in the same process before or after."""
+    for number in range(3):
+        end = await bench.succeed(LENGTH, f"without {number}", sandbox=sandbox)
+        assert end.result == {"out": 0}
+        end = await bench.succeed(LENGTH, f"with {number}", sandbox=sandbox, secrets=("API_KEY",))
+        assert end.result == {"out": len(SECRET)}
+
+
+@pytest.mark.parametrize("sandbox", [None, SMALL], ids=["plain", "sandbox"])
+async def test_nothing_tells_a_secret(
+    bench: Bench, engine: Engine, sandbox: Sandbox | None
+) -> None:
+    """Not what is recorded of prints and logs, not errors, and no file that the engine writes."""
+    code = """
+import logging, os, sys
+def run(p):
+    key = os.environ["API_KEY"]
+    print("key", key)
+    sys.stderr.write(f"<{key}>\\n")
+    logging.getLogger("mine").warning("with %s", key)
+    try:
+        raise KeyError(key)
+    except KeyError:
+        raise ValueError(f"refused {key}")
+"""
+    job = bench.job(code, sandbox=sandbox, secrets=("API_KEY",))
+    bench.dispatcher.submit(job)
+    end: Any = await bench.end(job)
+    assert end.error.message == "refused ***"
+    assert "KeyError: '***'" in end.error.traceback
+    printed = "".join(entry.text for entry in await bench.printed(job))
+    assert printed.count("***") == 3
+    assert SECRET not in str(bench.reports)
+    found = [path for path in engine.folder.rglob("*") if path.is_file()]
+    assert found
+    assert [path for path in found if SECRET.encode() in path.read_bytes()] == []
+    failed = await bench.fail(
+        "import os\nraise ValueError(os.environ['API_KEY'])\ndef run(p): pass\n",
+        "does not load",
+        sandbox=sandbox,
+        secrets=("API_KEY",),
+    )
+    assert "***" in failed.error.message
+    assert SECRET not in str(failed)
+
+
+async def test_a_secret_is_read_when_it_is_needed(bench: Bench, secrets: Path) -> None:
+    """A new value counts from the next attempt on, and one that is gone fails it with its name."""
+    (secrets / "API_KEY").write_text("new")
+    end = await bench.succeed(LENGTH, "new", secrets=("API_KEY",))
+    assert end.result == {"out": 3}
+    (secrets / "API_KEY").unlink()
+    failed = await bench.fail(LENGTH, "gone", secrets=("API_KEY",))
+    assert "'API_KEY'" in failed.error.message
+    assert "secrets_dir" in failed.error.message
