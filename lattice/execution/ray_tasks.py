@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 import math
 import time
@@ -555,5 +556,7 @@ def _waits_for(taken: _Attempt) -> str:
     if taken.call is None:
         return "tasks of other runs that are before it"
     if taken.shape.runtime_env:
+        if "pip" in json.loads(taken.shape.runtime_env):
+            return "its environment: the pip packages of its runtime_env are installed where it will run"
         return "a worker process, with what its runtime_env asks for"
     return "a worker process"

@@ -188,6 +188,14 @@ def _runtime_env(document: object, field: str) -> dict[str, object]:
             raise InvalidRequestError(
                 f"{field}.pip", checks.shown(packages), "a list of requirements is allowed"
             )
+        for item in packages:
+            # Options would have pip read files of the worker, or take packages from elsewhere.
+            if not item.strip() or item.lstrip().startswith("-") or not item.isprintable():
+                raise InvalidRequestError(
+                    f"{field}.pip",
+                    checks.shown(item),
+                    "a requirement is allowed, such as `six==1.16.0`, and no option of pip",
+                )
         result["pip"] = list(packages)
     return result
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 import uuid
+import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -385,3 +386,50 @@ async def test_a_secret_is_read_when_it_is_needed(bench: Bench, secrets: Path) -
     failed = await bench.fail(LENGTH, "gone", secrets=("API_KEY",))
     assert "'API_KEY'" in failed.error.message
     assert "secrets_dir" in failed.error.message
+
+
+# -- environments ------------------------------------------------------------------------------
+
+
+def wheel(folder: Path, name: str) -> str:
+    """A package with one module, to be installed without an index."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    about = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(f"{name}.py", "ANSWER = 42\n")
+        file.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", "")
+    return str(path)
+
+
+async def test_packages_are_installed_once(bench: Bench, engine: Engine, tmp_path: Path) -> None:
+    """For all attempts that ask for the same, in a sandbox or not; meanwhile it is told what they wait for."""
+    name = f"answer{uuid.uuid4().hex[:8]}"
+    env = {"pip": [wheel(tmp_path, name)]}
+    code = f"import {name} as found\ndef run(p):\n    return {{'out': [found.ANSWER, found.__file__]}}\n"
+    first = bench.job(code, "first", runtime_env=env)
+    bench.dispatcher.submit(first)
+    told = set()
+    while not bench.ends(first):
+        told.update((await bench.waiting(first)).values())
+        await asyncio.sleep(0.2)
+    assert any("pip packages" in each for each in told), told
+    end: Any = await bench.end(first)
+    answer, where = end.result["out"]
+    assert answer == 42
+    # No package can be installed again from a file that is gone.
+    os.unlink(env["pip"][0])
+    for sandbox in (None, Sandbox()):
+        end = await bench.succeed(code, f"with {sandbox}", runtime_env=env, sandbox=sandbox)
+        assert end.result["out"] == [42, where]
+    failed = await bench.fail(f"import {name}\ndef run(p): pass\n", "without")
+    assert "runtime_env" in failed.error.message
+
+
+async def test_packages_that_are_not_there_fail_the_attempt(bench: Bench, tmp_path: Path) -> None:
+    """With the words of pip."""
+    missing = str(tmp_path / "missing-1.0-py3-none-any.whl")
+    failed = await bench.fail("def run(p):\n    return {}\n", runtime_env={"pip": [missing]})
+    assert "runtime_env could not be set up" in failed.error.message
+    assert "missing-1.0" in failed.error.message
