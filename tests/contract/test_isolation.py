@@ -51,7 +51,9 @@ class Engine:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     """One of two CPUs."""
-    with short_folder() as folder:
+    with short_folder() as folder, pytest.MonkeyPatch.context() as patch:
+        # As the environment of `make` has it.
+        patch.setenv("RUNTIME_ENV_RETRY_TIMES", "1")
         context = ray.init(
             num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder
         )

@@ -84,6 +84,13 @@ def build_root(folders: Mapping[str, str], sandbox: Sandbox, user: int) -> None:
     os.mkdir(f"{_BASE}/old")
     kernel.pivot_root(_BASE, f"{_BASE}/old")
     os.chdir("/")
+    os.umask(0o022)
+    os.mkdir(SCRATCH)
+    kernel.mount_tmpfs(
+        SCRATCH, f"mode=700,size={sandbox.scratch}m,nr_inodes=100k,uid={user},gid={user}"
+    )
+    # Before the folders of Python: the engine makes environments below /tmp.
+    os.symlink(SCRATCH, "/tmp")
     for path in _SYSTEM:
         if os.path.islink(f"/old{path}"):
             os.symlink(os.readlink(f"/old{path}"), path)
@@ -96,11 +103,6 @@ def build_root(folders: Mapping[str, str], sandbox: Sandbox, user: int) -> None:
     Path("/etc/passwd").write_text(f"sandbox:x:{user}:{user}::{SCRATCH}:/bin/sh\n")
     Path("/etc/group").write_text(f"sandbox:x:{user}:\n")
     _make_devices()
-    os.mkdir(SCRATCH)
-    kernel.mount_tmpfs(
-        SCRATCH, f"mode=700,size={sandbox.scratch}m,nr_inodes=100k,uid={user},gid={user}"
-    )
-    os.symlink(SCRATCH, "/tmp")
     os.mkdir("/proc")
     # In some containers the kernel does not allow it. Most code does without.
     with contextlib.suppress(OSError):
