@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from lattice.execution.ray_cluster import connect
 from lattice.execution.ray_tasks import RayTaskDispatcher
+from lattice.execution.secrets import SecretFolder
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import Tenant
 from lattice.observability.telemetry import NoTelemetry
@@ -25,6 +26,7 @@ from lattice.orchestrator import (
 )
 from lattice.ports.environment import Telemetry
 from lattice.ports.execution import Dispatcher
+from lattice.ports.secrets import NoSecrets, Secrets
 from lattice.ports.tracing import SpanExport, Traces
 from lattice.settings import LatticeSettings
 from lattice.store import open_store
@@ -75,12 +77,16 @@ def build_orchestrator(
     span_export = None
     if traces is not None:
         span_export = SpanExport(settings.traces_exporter, settings.traces_endpoint)
+    secrets: Secrets = NoSecrets()
+    if settings.secrets_dir is not None:
+        secrets = SecretFolder(settings.secrets_dir.expanduser().absolute())
     tasks = RayTaskDispatcher(
         storage_url,
         settings.inline_value_bytes,
         max_result_bytes=settings.max_result_bytes,
         max_log_bytes=settings.max_log_bytes,
         span_export=span_export,
+        secrets=secrets,
     )
     surroundings = Surroundings(
         store=open_store(settings.resolved_store_url),
@@ -90,6 +96,7 @@ def build_orchestrator(
         ids=RandomIds(),
         telemetry=telemetry or NoTelemetry(),
         traces=traces,
+        secrets=secrets,
         limits=Limits(
             max_tasks_per_workflow=settings.max_tasks_per_workflow,
             max_result_bytes=settings.max_result_bytes,

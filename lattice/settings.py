@@ -44,6 +44,10 @@ class LatticeSettings(BaseModel):
         ge=0,
         description="A pickled output value up to this many bytes is kept in the database.",
     )
+    secrets_dir: Path | None = Field(
+        default=None,
+        description="Folder with the secrets that tasks may ask for by name, each the text of a file of its name.",
+    )
     max_body_bytes: int = Field(
         default=64 * 1024 * 1024, ge=1, description="Largest request body, in bytes."
     )

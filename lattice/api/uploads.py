@@ -30,6 +30,8 @@ _DEFINITION_FIELDS = (
     "retry",
     "timeout",
     "runtime_env",
+    "sandbox",
+    "secrets",
 )
 
 #: Source of that many characters is looked at on the event loop; more in a thread.

@@ -27,7 +27,7 @@ from lattice.client.adapters import adapted
 from lattice.client.suggestions import did_you_mean
 from lattice.errors import InvalidRequestError
 from lattice.ids import Digest
-from lattice.workflow.task import Code, CodeForm, Task, check_scaling
+from lattice.workflow.task import Code, CodeForm, Task, check_isolation, check_scaling
 
 #: The output that the value of a plain function is.
 RESULT = "result"
@@ -47,7 +47,7 @@ class Declaration:
         outputs: name and data type of each output.
         keywords: the code takes its inputs as keyword arguments, not as one dict.
         single: the code's value is its only output, not a dict of outputs.
-        needs: `resources`, `batch_config`, `autoscaling`, `retry`, `timeout`, `runtime_env` as far as given, in the
+        needs: `resources`, `batch_config`, `autoscaling`, `retry`, `timeout`, `runtime_env`, `sandbox`, `secrets` as far as given, in the
             form of the API.
     """
 
@@ -97,6 +97,8 @@ def task(
     retry: int | Mapping[str, Any] | None = None,
     timeout: float | None = None,
     runtime_env: Mapping[str, Any] | None = None,
+    sandbox: bool | Mapping[str, int] | None = None,
+    secrets: Iterable[str] | None = None,
     name: str | None = None,
 ) -> Callable[[_Code], _Code]: ...
 
@@ -116,6 +118,8 @@ def task(
     retry: int | Mapping[str, Any] | None = None,
     timeout: float | None = None,
     runtime_env: Mapping[str, Any] | None = None,
+    sandbox: bool | Mapping[str, int] | None = None,
+    secrets: Iterable[str] | None = None,
     name: str | None = None,
 ) -> Any:
     """Declares a function or class as a task and returns it unchanged.
@@ -136,6 +140,9 @@ def task(
             again, with their subclasses ("TaskTimeoutError" for time-outs).
         timeout: longest attempt, in seconds.
         runtime_env: `env_vars` and `pip` packages that the code needs.
+        sandbox: whether the code runs in a sandbox, or its limits: `cpu_seconds`, `memory` and `scratch` (MiB),
+            `processes`. It then returns plain data.
+        secrets: names of secrets that the service has, which are in the environment while the code runs.
         name: a name for people; by default that of the function.
 
     Raises:
@@ -159,6 +166,8 @@ def task(
                 retry,
                 timeout,
                 runtime_env,
+                sandbox,
+                secrets,
             ),
         )
         _attach(code, declaration)
@@ -224,6 +233,8 @@ def _needs(
     retry: int | Mapping[str, Any] | None,
     timeout: float | None,
     runtime_env: Mapping[str, Any] | None,
+    sandbox: bool | Mapping[str, int] | None,
+    secrets: Iterable[str] | None,
 ) -> dict[str, Any]:
     """What was given, in the form of the API. Raises InvalidRequestError where it makes no sense."""
     needs: dict[str, Any] = {}
@@ -239,12 +250,16 @@ def _needs(
         needs["timeout"] = timeout
     if runtime_env is not None:
         needs["runtime_env"] = dict(runtime_env)
+    if sandbox is not None:
+        needs["sandbox"] = sandbox if isinstance(sandbox, bool) else dict(sandbox)
+    if secrets is not None:
+        needs["secrets"] = [*secrets]
     code = Code(Digest("unknown"), CodeForm.PICKLE, name, is_class)
-    check_scaling(
-        Task.from_document(
-            {"task_id": "unnamed", "task_name": name, "code": code.document(), **needs}
-        )
+    task = Task.from_document(
+        {"task_id": "unnamed", "task_name": name, "code": code.document(), **needs}
     )
+    check_scaling(task)
+    check_isolation(task)
     return needs
 
 

@@ -18,18 +18,22 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from lattice.execution import capture, pickling, spans, summary, wire
+from lattice.execution import arguments, capture, pickling, sandboxed, spans, summary, wire
+from lattice.execution.arguments import UnavailableError
 from lattice.execution.code import CodeLoadError, Function, load
 from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
-from lattice.execution.storage import FsspecStorage, location_of
+from lattice.execution.sandbox.request import Request
+from lattice.execution.secrets import in_environment, masked_error
+from lattice.execution.storage import location_of
 from lattice.ids import RunId, TaskId
 from lattice.ports.execution import Argument, Job
 from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskSucceeded, Value
+from lattice.workflow.sandbox import Sandbox
 from lattice.workflow.task import Code
 
 #: Bytes of all inline values of one attempt together; what goes beyond is stored.
@@ -53,6 +57,9 @@ class Assignment:
         trace: the trace context that it runs in; None if it is not traced.
         span_export: where its spans go.
         after: tasks of the same call that must have succeeded first.
+        sandbox: the limits of the sandbox that it runs in; None to run it in the worker's own process.
+        environment: variables for the sandbox.
+        secrets: values by name, filled in by the worker itself, which gets them beside this.
     """
 
     run_id: RunId
@@ -74,6 +81,9 @@ class Assignment:
     trace: str | None = None
     span_export: SpanExport | None = None
     after: tuple[TaskId, ...] = ()
+    sandbox: Sandbox | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -110,16 +120,9 @@ class Assignment:
             trace=job.trace,
             span_export=None if job.trace is None else span_export,
             after=job.after,
+            sandbox=definition.sandbox,
+            environment={} if definition.sandbox is None else definition.variables,
         )
-
-
-class _UnavailableError(Exception):
-    """Code or an argument that cannot be had; `error` says why, `lost` whether trying again may help."""
-
-    def __init__(self, error: ErrorInfo, *, lost: bool) -> None:
-        super().__init__(error)
-        self.error = error
-        self.lost = lost
 
 
 def run_attempt(
@@ -138,17 +141,20 @@ def run_attempt(
         The frame of its end, and its large outputs if there are any.
     """
     try:
-        with _clean_process(assignment.has_gpu):
-            function = load(assignment.code, functools.partial(_fetch, fetch_code))
-            params = _arguments(assignment, upstream)
-            outcome = _run(assignment, function, params)
-        del params
+        if assignment.sandbox is not None:
+            outcome = _run_in_sandbox(assignment, assignment.sandbox, fetch_code, upstream)
+        else:
+            with _clean_process(assignment.has_gpu), in_environment(assignment.secrets):
+                function = load(assignment.code, functools.partial(arguments.fetch, fetch_code))
+                params = _arguments(assignment, upstream)
+                outcome = _run(assignment, function, params)
+            del params
         if isinstance(outcome, Failed):
             return _failed(assignment, outcome.error, placement), None
         return _pack(assignment, outcome.outputs, placement)
     except CodeLoadError as error:
         return _failed(assignment, error.info, placement), None
-    except _UnavailableError as error:
+    except UnavailableError as error:
         if error.lost:
             return _lost(assignment, error.error), None
         return _failed(assignment, error.error, placement), None
@@ -199,7 +205,7 @@ def run_items_of(
                     ends[position] = _end_of(
                         assignment, _run(assignment, function, params), placement
                     )
-            except _UnavailableError as error:
+            except UnavailableError as error:
                 frame = (
                     _lost(assignment, error.error)
                     if error.lost
@@ -233,23 +239,43 @@ def _end_of(
         return _failed(assignment, describe(error, assignment.name), placement), None
 
 
-def _fetch(fetch_code: Callable[[], bytes]) -> bytes:
-    try:
-        return fetch_code()
-    except Exception as error:
-        message = f"the task's code could not be fetched: {message_of(error)}"
-        info = ErrorInfo(type_name(type(error)), message)
-        raise _UnavailableError(info, lost=True) from error
-
-
 def _run(assignment: Assignment, function: Function, params: dict[str, object]) -> Outcome:
     with spans.of_calls([assignment]) as note:
         if assignment.batched:
             outcome = run_batch(function, [params], assignment.output_keys, assignment.name)[0]
         else:
             outcome = run_call(function, params, assignment.output_keys, assignment.name)
+        outcome = _hide_secrets(assignment, outcome)
         note([_error_of(outcome)])
     return outcome
+
+
+def _run_in_sandbox(
+    assignment: Assignment,
+    limits: Sandbox,
+    fetch_code: Callable[[], bytes],
+    upstream: Sequence[Mapping[str, Any] | None],
+) -> Outcome:
+    request = Request(
+        name=assignment.name,
+        code=assignment.code,
+        data=arguments.fetch(fetch_code),
+        environment={**assignment.environment, **assignment.secrets},
+        arguments=arguments.as_they_are(
+            assignment.arguments, assignment.upstream, upstream, assignment.storage_url
+        ),
+        output_keys=assignment.output_keys,
+    )
+    with spans.of_calls([assignment]) as note:
+        outcome = _hide_secrets(assignment, sandboxed.run(request, limits))
+        note([_error_of(outcome)])
+    return outcome
+
+
+def _hide_secrets(assignment: Assignment, outcome: Outcome) -> Outcome:
+    if not isinstance(outcome, Failed):
+        return outcome
+    return Failed(masked_error(outcome.error, assignment.secrets.values()))
 
 
 def _error_of(outcome: Outcome) -> ErrorInfo | None:
@@ -282,54 +308,13 @@ def _return_to(folder: str) -> None:
 def _arguments(
     assignment: Assignment, upstream: Sequence[Mapping[str, Any] | None]
 ) -> dict[str, object]:
-    params: dict[str, object] = {}
-    for argument, position in zip(assignment.arguments, assignment.upstream, strict=True):
-        if argument.json is not None:
-            params[argument.key] = json.loads(argument.json)
-            continue
-        try:
-            held = None if position is None else upstream[position]
-            params[argument.key] = _value(argument, held, assignment.storage_url)
-        except FileNotFoundError as error:
-            message = f"the value of {_named(argument)} is not in the storage: {error}"
-            raise _UnavailableError(ErrorInfo("FileNotFoundError", message), lost=False) from error
-        except OSError as error:
-            message = f"the value of {_named(argument)} could not be read from the storage: {error}"
-            raise _UnavailableError(
-                ErrorInfo(type_name(type(error)), message), lost=True
-            ) from error
-        except BaseException as error:
-            message = (
-                f"the value of {_named(argument)} could not be unpickled: "
-                f"{type_name(type(error))}: {message_of(error)}"
-            )
-            info = describe(error, assignment.name, message)
-            raise _UnavailableError(info, lost=False) from error
-    return params
-
-
-def _named(argument: Argument) -> str:
-    task, output = argument.source or ("", "")
-    return f"the input {argument.key!r} (output {output!r} of task {task})"
-
-
-def _value(argument: Argument, held: Mapping[str, Any] | None, storage_url: str) -> object:
-    value = argument.value
-    if value is None:
-        raise ValueError("no value was given")
-    if value.inline is not None:
-        return pickling.loads(value.inline)
-    if held is not None and argument.source is not None and argument.source[1] in held:
-        return pickling.loads(*held[argument.source[1]])
-    if value.location is None:
-        raise FileNotFoundError("it was not stored")
-    with _storage(storage_url).open(value.location) as file:
-        return pickling.load(file)
-
-
-@functools.lru_cache(maxsize=8)
-def _storage(url: str) -> FsspecStorage:
-    return FsspecStorage(url)
+    return arguments.load(
+        assignment.arguments,
+        assignment.upstream,
+        upstream,
+        assignment.storage_url,
+        assignment.name,
+    )
 
 
 def _pack(
@@ -356,7 +341,7 @@ def _pack(
             continue
         location = location_of(assignment.run_id, assignment.task_id, assignment.attempt, key)
         try:
-            with _storage(assignment.storage_url).write(location) as file:
+            with arguments.storage(assignment.storage_url).write(location) as file:
                 size = packed.write(file)
         except OSError as error:
             message = f"the output {key!r} could not be written to the storage: {error}"
@@ -373,6 +358,7 @@ def _pack(
 
 def _failed(assignment: Assignment, error: ErrorInfo, placement: Placement) -> bytes:
     at = time.time()
+    error = masked_error(error, assignment.secrets.values())
     end = TaskFailed(assignment.task_id, assignment.attempt, at, error, placement)
     return wire.encode_end(end)
 
@@ -429,7 +415,7 @@ def render(value: Value, storage_url: str, limit: int) -> bytes:
     try:
         argument = Argument("value", None, None, value)
         with _clean_process(has_gpu=False):
-            loaded = _value(argument, None, storage_url)
+            loaded = arguments.value(argument, None, storage_url)
         return wire.encode_rendering(summary.json_text(loaded, limit))
     except summary.NotJsonError as error:
         return wire.encode_rendering(wire.NotJson(str(error)))

@@ -20,13 +20,14 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 
 # The functions themselves, as tests in user code put their own into the module.
 from time import monotonic, time
 from typing import Any, TypeVar
 
+from lattice.execution.secrets import masked
 from lattice.ports.execution import LogEntry
 
 #: Seconds from an attempt's first text until it is told, and between two tellings. Most attempts end before
@@ -89,9 +90,16 @@ class Recorder:
     Args:
         limit: bytes that are kept: half of it of the beginning, half of the end.
         tell: sends what is new, on a thread of its own.
+        hidden: secrets, which are masked wherever they stand whole in a text.
     """
 
-    def __init__(self, limit: int, tell: Callable[[list[LogEntry]], None]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        tell: Callable[[list[LogEntry]], None],
+        hidden: Sequence[str] = (),
+    ) -> None:
+        self.hidden = hidden
         # Taken again by the thread that has it where a destructor prints that runs just then.
         self._lock = threading.RLock()
         self._half = limit // 2
@@ -124,6 +132,7 @@ class Recorder:
         self._take("log", f"{text}\n", record.levelname, record.name)
 
     def _take(self, stream: str, text: str, level: str | None, logger: str | None) -> None:
+        text = masked(text, self.hidden)
         skipped = 0
         if len(text) > 4 * self._half:
             # Not all of it is encoded, as it may be much.
@@ -286,6 +295,14 @@ def _recorder() -> Recorder | None:
     return None if found is _NOBODY else found
 
 
+def _without_secrets(text: str) -> str:
+    """`text` without what is hidden of any attempt that runs, as it may come from a handler or a thread."""
+    for recorder in _active:
+        if recorder.hidden:
+            text = masked(text, recorder.hidden)
+    return text
+
+
 def _unrecorded(act: Callable[..., Result], *args: Any) -> Result:
     """Calls what passes text on, which may be printed or logged once more on its way."""
     token = _current.set(_NOBODY)
@@ -296,11 +313,16 @@ def _unrecorded(act: Callable[..., Result], *args: Any) -> Result:
 
 
 @contextlib.contextmanager
-def recording(limit: int, tell: Callable[[list[LogEntry]], None]) -> Iterator[Recorder]:
-    """Records what user code prints and logs inside, `limit` bytes of it; with 0, nothing."""
+def recording(
+    limit: int, tell: Callable[[list[LogEntry]], None], hidden: Sequence[str] = ()
+) -> Iterator[Recorder]:
+    """Records what user code prints and logs inside, `limit` bytes of it; with 0, nothing.
+
+    Of `hidden`, secrets, neither the record nor what is passed on says more than that they are there.
+    """
     global _active
-    recorder = Recorder(limit, tell)
-    if limit <= 0:
+    recorder = Recorder(limit, tell, hidden)
+    if limit <= 0 and not hidden:
         yield recorder
         return
     _install()
@@ -314,6 +336,13 @@ def recording(limit: int, tell: Callable[[list[LogEntry]], None]) -> Iterator[Re
         with _changing:
             _active = tuple(each for each in _active if each is not recorder)
         _current.reset(token)
+
+
+def take(stream: str, text: str) -> None:
+    """Records what another process wrote for the attempt that runs here; it is not passed on."""
+    recorder = _recorder()
+    if recorder is not None:
+        recorder.write(stream, text)
 
 
 def flush() -> None:
@@ -333,12 +362,14 @@ class _Tee(io.TextIOBase):
     def write(self, text: str) -> int:
         write: Callable[[str], int] = self._stream.write
         recorder = _recorder()
+        shown = _without_secrets(text)
         if recorder is None:
-            return write(text)
+            write(shown)
+            return len(text)
         # Below may be another tee, under a wrapper that user code has put over it in an attempt before.
-        written = _unrecorded(write, text)
+        _unrecorded(write, shown)
         recorder.write(self._name, text)
-        return written
+        return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]  # as for any text
         for line in lines:

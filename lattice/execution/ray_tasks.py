@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import ray
 from ray.exceptions import ObjectLostError
@@ -27,7 +27,8 @@ from lattice.execution.attempt import Assignment, Large
 from lattice.execution.fair_queue import FairQueue
 from lattice.execution.held_values import HeldValues
 from lattice.execution.pacing import Durations, Pacing
-from lattice.execution.ray_calls import Frame, RayCalls, kill, ray_future
+from lattice.execution.ray_attempts import Attempt, Fusing, WorkerCall
+from lattice.execution.ray_calls import RayCalls, kill, ray_future
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunctions
 from lattice.execution.ray_starts import StartListener
@@ -45,6 +46,7 @@ from lattice.ports.execution import (
     Report,
     TaskLogged,
 )
+from lattice.ports.secrets import NoSecrets, Secrets
 from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import (
     ErrorInfo,
@@ -61,67 +63,10 @@ _SLICE = 50
 _NODES_PERIOD = 2.0
 #: Seconds that closing waits for cancelled tasks to end.
 _CLOSE_WAIT = 5.0
-#: Most attempts that share a call, how long they may last together, and one of them, in seconds.
-_MOST_FUSED, _FUSED_SECONDS, _SHORT = 64, 0.005, 0.002
-
 #: Seconds after which what has begun has been heard of, on any node.
 RECALL_AFTER = 1.0
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Attempt:
-    """A job on its way.
-
-    Attributes:
-        code: its code, or a reference to it, kept until it has ended.
-        call: the call that owes its report, once Ray has it.
-        started: its start was reported.
-        ahead: nobody has asked for it yet: it comes after others of its call.
-        alone: it shares no call, as the one that it shared has died.
-    """
-
-    job: Job
-    shape: Shape
-    code: CodeSource | None = None
-    call: _Call | None = None
-    started: bool = False
-    ahead: bool = False
-    alone: bool = False
-
-    @property
-    def key(self) -> tuple[RunId, TaskId, int]:
-        return self.job.run_id, self.job.task_id, self.job.attempt
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """What Ray has as one task: an attempt, or several short ones of a run, in their order.
-
-    Attributes:
-        shape: of all of them, as it was when they were given to Ray.
-        counted: how many of them the queue counts as out.
-        report: the reference to the frame of their ends.
-        large: the reference to the large outputs of the last that ended.
-        sources: tasks whose large outputs they were given by reference.
-        force: the timer that ends it the hard way.
-        recalled: it is taken back, unless it has begun.
-    """
-
-    attempts: list[_Attempt]
-    shape: Shape
-    counted: int
-    report: Frame | None = None
-    large: ray.ObjectRef[Large | None] | None = None
-    sources: tuple[TaskId, ...] = ()
-    force: asyncio.TimerHandle | None = None
-    recalled: bool = False
-
-    @property
-    def owed(self) -> list[_Attempt]:
-        """Those whose report has not come."""
-        return [taken for taken in self.attempts if taken.call is self]
 
 
 class RayTaskDispatcher:
@@ -133,6 +78,7 @@ class RayTaskDispatcher:
         max_result_bytes: largest pickled result of a call.
         max_log_bytes: what is kept of what an attempt prints.
         span_export: where the spans of traced attempts go.
+        secrets: what is put into the environment of attempts that ask for it.
         max_in_flight: most tasks of the same shape that Ray has at a time.
         cancel_grace: seconds that a cancelled task has to end before its process is killed.
         held: where references to large outputs are kept; other dispatchers may share it.
@@ -146,6 +92,7 @@ class RayTaskDispatcher:
         max_result_bytes: int = 16 * 1024 * 1024,
         max_log_bytes: int = 64 * 1024,
         span_export: SpanExport | None = None,
+        secrets: Secrets | None = None,
         max_in_flight: int = 1000,
         cancel_grace: float = 2.0,
         held: HeldValues[ray.ObjectRef[Large | None]] | None = None,
@@ -154,12 +101,13 @@ class RayTaskDispatcher:
         self._inline_value_bytes = inline_value_bytes
         self._max_log_bytes = max_log_bytes
         self.span_export = span_export
+        self._secrets = secrets or NoSecrets()
         self._cancel_grace = cancel_grace
-        self._attempts: dict[tuple[RunId, TaskId, int], _Attempt] = {}
+        self._attempts: dict[tuple[RunId, TaskId, int], Attempt] = {}
         self._pacing = Pacing(max_in_flight)
         self._durations = Durations()
-        self._queue: FairQueue[Shape, _Attempt] = FairQueue(self._pacing.limit)
-        self._in_flight: dict[_Call, asyncio.Future[bytes]] = {}
+        self._queue: FairQueue[Shape, Attempt] = FairQueue(self._pacing.limit)
+        self._in_flight: dict[WorkerCall, asyncio.Future[bytes]] = {}
         self._calls = RayCalls(storage_url, max_result_bytes, cancel_grace)
         self.held = held if held is not None else HeldValues()
         self._excluded: frozenset[NodeId] | None = None
@@ -177,8 +125,8 @@ class RayTaskDispatcher:
         """Gets ready; see `lattice.ports.execution.Dispatcher`."""
         self._loop = asyncio.get_running_loop()
         self._report = report
-        self._ahead = ahead
         self._codes = CodeSources(load_code)
+        self._fusing = Fusing(self._queue, self._durations, self._codes, ahead)
         self.starts = StartListener(self._heard_start, report)
         await self.nodes()
         self._node_watch = asyncio.ensure_future(self._watch_nodes())
@@ -192,7 +140,7 @@ class RayTaskDispatcher:
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
-        taken = _Attempt(job, Shape.of(job.definition))
+        taken = Attempt(job, Shape.of(job.definition))
         known = self._attempts.get(taken.key)
         if known is not None and known.ahead:
             # It is on its way with those that it comes after; now all of its arguments are known.
@@ -207,7 +155,7 @@ class RayTaskDispatcher:
             loading = self._codes.load(job.definition.code.digest)
             loading.add_done_callback(functools.partial(self._code_loaded, taken))
 
-    def _code_loaded(self, taken: _Attempt, loading: asyncio.Task[CodeSource]) -> None:
+    def _code_loaded(self, taken: Attempt, loading: asyncio.Task[CodeSource]) -> None:
         if self._attempts.get(taken.key) is not taken or loading.cancelled():
             return
         error = loading.exception()
@@ -218,7 +166,7 @@ class RayTaskDispatcher:
         taken.code = loading.result()
         self._enqueue(taken)
 
-    def _enqueue(self, taken: _Attempt) -> None:
+    def _enqueue(self, taken: Attempt) -> None:
         if self._excluded is not None and taken.shape.excluded != self._excluded:
             taken.shape = replace(taken.shape, excluded=self._excluded)
         self._queue.put(taken.shape, taken.job.run_id, taken)
@@ -236,62 +184,27 @@ class RayTaskDispatcher:
             taken = None if self._closed else self._queue.take()
             if taken is None:
                 return
-            call = self._fuse(taken)
+            call = self._fused(taken)
             self._begin(call)
             begun += len(call.attempts)
         self._pump_soon()
 
-    def _fuse(self, taken: _Attempt) -> _Call:
-        """A call of an attempt, and of others of its run that are as short and wait, or come after it."""
-        left = _FUSED_SECONDS - self._expected(taken)
-        call = _Call([taken], taken.shape, counted=1)
-        if left < 0:
-            return call
-
-        def joins(other: _Attempt) -> bool:
-            nonlocal left
-            expected = self._expected(other)
-            if expected > left:
-                return False
-            left -= expected
-            return True
-
-        run_id = taken.job.run_id
-        beside = self._queue.take_beside(taken.shape, run_id, joins, _MOST_FUSED - 1)
-        call.attempts += beside
-        call.counted += len(beside)
-        room = _MOST_FUSED - len(call.attempts)
-        together = {each.job.task_id for each in call.attempts}
-        for job in self._ahead(run_id, [*together], room) if left > 0 else ():
-            follower = _Attempt(job, Shape.of(job.definition), ahead=True)
-            follower.code = self._codes.get(job.definition.code.digest)
-            fits = (
-                follower.shape == taken.shape
-                and follower.code
-                and follower.key not in self._attempts
-            )
-            if fits and together.issuperset(job.after) and joins(follower):
-                together.add(job.task_id)
-                call.attempts.append(follower)
-                self._attempts[follower.key] = follower
+    def _fused(self, taken: Attempt) -> WorkerCall:
+        """The call in which an attempt runs."""
+        call = self._fusing.call_of(taken, self._attempts)
+        for each in call.attempts:
+            if each.ahead:
+                self._attempts[each.key] = each
         return call
 
-    def _expected(self, taken: _Attempt) -> float:
-        """Seconds that an attempt will take at most, by all that is known; infinite if it is to be alone."""
-        job = taken.job
-        if taken.alone or job.timed or job.attempt > 1 or job.definition.batch.enabled:
-            return math.inf
-        seconds = self._durations.expected(job.definition.code)
-        return seconds if seconds <= _SHORT else math.inf
-
-    def _begin(self, call: _Call) -> None:
+    def _begin(self, call: WorkerCall) -> None:
         """Gives attempts to Ray."""
         try:
             codes = {taken.job.definition.code.digest: taken.code for taken in call.attempts}
             assignments, upstream = self._assign(call)
             function = self._run_attempts.of(call.shape)
             call.report, call.large = function.remote(
-                attempt.encode_group(assignments), codes, *upstream
+                attempt.encode_group(assignments), codes, self._secrets_of(call), *upstream
             )
         except Exception as error:  # Ray refuses the options, such as a malformed runtime_env
             self._count_back(call)
@@ -309,7 +222,14 @@ class RayTaskDispatcher:
         self._in_flight[call] = future
         future.add_done_callback(functools.partial(self._landed, call))
 
-    def _assign(self, call: _Call) -> tuple[list[Assignment], list[ray.ObjectRef[Large | None]]]:
+    def _secrets_of(self, call: WorkerCall) -> dict[str, str]:
+        """The values of secrets by name. Raises SecretNotFoundError, OSError and ValueError."""
+        names = {name for taken in call.attempts for name in taken.job.definition.secrets}
+        return {name: self._secrets.value(name) for name in names}
+
+    def _assign(
+        self, call: WorkerCall
+    ) -> tuple[list[Assignment], list[ray.ObjectRef[Large | None]]]:
         """What the worker is told, and the references that come along."""
         upstream: dict[TaskId, ray.ObjectRef[Large | None]] = {}
         assignments = [
@@ -327,11 +247,11 @@ class RayTaskDispatcher:
         call.sources = tuple(upstream)
         return assignments, [*upstream.values()]
 
-    def _count_back(self, call: _Call) -> None:
+    def _count_back(self, call: WorkerCall) -> None:
         for _ in range(call.counted):
             self._queue.done(call.shape)
 
-    def _landed(self, call: _Call, future: asyncio.Future[bytes]) -> None:
+    def _landed(self, call: WorkerCall, future: asyncio.Future[bytes]) -> None:
         """Ray is done with a call."""
         del self._in_flight[call]
         self._count_back(call)
@@ -355,7 +275,7 @@ class RayTaskDispatcher:
                 self._give_back(call)
         self._pump_soon()
 
-    def _deliver(self, call: _Call, ends: Mapping[int, bytes]) -> None:
+    def _deliver(self, call: WorkerCall, ends: Mapping[int, bytes]) -> None:
         """Reports the ends of a call, each after those that it comes after."""
         for place, frame in ends.items():
             taken = call.attempts[place]
@@ -372,7 +292,9 @@ class RayTaskDispatcher:
                 else:
                     self._end(taken, end, call.large)
 
-    def _give_back(self, call: _Call, kept: _Attempt | None = None, *, alone: bool = False) -> None:
+    def _give_back(
+        self, call: WorkerCall, kept: Attempt | None = None, *, alone: bool = False
+    ) -> None:
         """Those of a call that were not begun wait again, but for those that nobody has asked for."""
         for taken in call.owed:
             if taken is kept:
@@ -384,7 +306,7 @@ class RayTaskDispatcher:
             else:
                 self._enqueue(taken)
 
-    def _fell(self, call: _Call, problem: Exception) -> None:
+    def _fell(self, call: WorkerCall, problem: Exception) -> None:
         """A call came to no ends. Which of several attempts is at fault, nobody knows: each runs again, alone."""
         if isinstance(problem, ObjectLostError) and call.sources:
             # A large input is gone from the object store: once more, without references.
@@ -402,7 +324,7 @@ class RayTaskDispatcher:
                 job = taken.job
                 self._end(taken, kind(job.task_id, job.attempt, time.time(), explain(problem)))
 
-    def _end_of(self, taken: _Attempt, frame: bytes) -> TaskSucceeded | TaskFailed | TaskLost:
+    def _end_of(self, taken: Attempt, frame: bytes) -> TaskSucceeded | TaskFailed | TaskLost:
         job = taken.job
         try:
             entries, frame = wire.split_logs(frame)
@@ -417,7 +339,7 @@ class RayTaskDispatcher:
 
     def _end(
         self,
-        taken: _Attempt,
+        taken: Attempt,
         end: TaskSucceeded | TaskFailed | TaskLost,
         large: ray.ObjectRef[Large | None] | None = None,
     ) -> None:
@@ -564,12 +486,14 @@ class RayTaskDispatcher:
         self.held.clear()
 
 
-def _waits_for(taken: _Attempt) -> str:
+def _waits_for(taken: Attempt) -> str:
     """What an attempt for which there is room waits for."""
     if taken.code is None:
         return "its code, which is being read"
     if taken.call is None:
         return "tasks of other runs that are before it"
     if taken.shape.runtime_env:
+        if "pip" in json.loads(taken.shape.runtime_env):
+            return "its environment: the pip packages of its runtime_env are installed where it will run"
         return "a worker process, with what its runtime_env asks for"
     return "a worker process"

@@ -7,6 +7,7 @@ unpickled by the process that submitted the task.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,15 +34,21 @@ _announcer = Announcer()
 
 
 def run_attempts(
-    assignments: bytes, codes: Mapping[Digest, CodeSource], *upstream: Large | None
+    assignments: bytes,
+    codes: Mapping[Digest, CodeSource],
+    secrets: Mapping[str, str],
+    *upstream: Large | None,
 ) -> tuple[bytes, Large | None]:
     """Attempts of a run, one after the other; their ends, and the large outputs of the last that ended.
 
-    References to code are nested, so that code is fetched only where it is not loaded.
+    References to code are nested, so that code is fetched only where it is not loaded. `secrets` are those that an
+    attempt asked for, which then is alone.
     """
     fusion = Fusion(attempt.decode_group(assignments))
     large: Large | None = None
     while (assigned := fusion.next()) is not None:
+        if secrets:
+            assigned = dataclasses.replace(assigned, secrets=secrets)
         frame, large = _run_attempt(assigned, fusion, codes[assigned.code.digest], upstream)
         fusion.ended(frame, large=large is not None)
     return fusion.frame(), large
@@ -57,7 +64,8 @@ def _run_attempt(
     else:
         _announcer.begin(functools.partial(_takes_long, assigned, placement, fusion))
     try:
-        with capture.recording(assigned.log_bytes, teller([assigned])) as recorder:
+        hidden = [*assigned.secrets.values()]
+        with capture.recording(assigned.log_bytes, teller([assigned]), hidden) as recorder:
             frame, large = attempt.run_attempt(assigned, _fetch(code), upstream, placement)
         return wire.logs_before(recorder.kept()) + frame, large
     finally:

@@ -19,6 +19,7 @@ from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.policies import Defaults, Limits
 from lattice.ports.environment import Clock, IdSource
 from lattice.ports.removal import DeleteWorkflow, Removal
+from lattice.ports.secrets import Secrets
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.ports.store import (
     DeleteEdge,
@@ -33,7 +34,7 @@ from lattice.ports.store import (
 from lattice.workflow import checks
 from lattice.workflow.graph import Workflow
 from lattice.workflow.retry import with_defaults
-from lattice.workflow.task import Code, CodeForm, Task, TaskKind, check_scaling
+from lattice.workflow.task import Code, CodeForm, Task, TaskKind, check_isolation, check_scaling
 
 #: How many workflows are kept in memory; the others are read again when they are needed.
 _KEPT = 1_000
@@ -51,6 +52,7 @@ class Catalogue:
         limits: Limits,
         defaults: Defaults,
         counts: Mapping[Tenant | None, int],
+        secrets: Secrets,
     ) -> None:
         self._store = store
         self._journal = journal
@@ -60,6 +62,7 @@ class Catalogue:
         self._defaults = defaults
         #: How many workflows each tenant has.
         self._counts = dict(counts)
+        self._secrets = secrets
         self._workflows: OrderedDict[WorkflowId, Workflow] = OrderedDict()
 
     async def workflow(self, workflow_id: WorkflowId) -> Workflow:
@@ -107,7 +110,7 @@ class Catalogue:
         if upload.code is not None:
             code, blob = self._code(upload.code, name)
             writes.append(blob)
-        task = self._task(upload, old.task_id, name, old.kind, code)
+        task = self._task(self._definition(upload), old.task_id, name, old.kind, code)
         self._check_edges(workflow.edge_count_with(task))
         added = workflow.save_task(task, add_edges=add_edges)
         writes.append(_put(workflow.workflow_id, task))
@@ -175,7 +178,8 @@ class Catalogue:
                     "a submitted task needs a task_name and code_str or code_ser",
                 )
             code, blob = self._code(upload.code, upload.name)
-            task = self._task(upload, upload.task_id, upload.name, TaskKind.CODE, code)
+            definition = self._definition(upload)
+            task = self._task(definition, upload.task_id, upload.name, TaskKind.CODE, code)
             if task.task_id in saved:
                 raise InvalidRequestError(
                     "task_id", f"{task.task_id!r} twice", "each task needs an id of its own"
@@ -190,6 +194,33 @@ class Catalogue:
         self._check_edges(workflow.edge_count)
         writes += [PutEdge(workflow_id, source, target) for source, target in workflow.edges]
         return workflow, writes
+
+    def _task(
+        self,
+        definition: Mapping[str, object],
+        task_id: TaskId,
+        name: str,
+        kind: TaskKind,
+        code: Code | None,
+    ) -> Task:
+        """The task that a user describes, within the service's limits. Raises InvalidRequestError."""
+        task = _task(definition, task_id, name, kind, code)
+        for secret in task.secrets:
+            if not self._secrets.has(secret):
+                raise InvalidRequestError(
+                    "secrets",
+                    f"{secret!r}, which the service does not have",
+                    "whoever runs the service puts it into a file of that name in its `secrets_dir`",
+                )
+        most = self._limits.max_batch_size
+        if task.batch.batch_size > most:
+            raise InvalidRequestError(
+                "batch_config.batch_size",
+                str(task.batch.batch_size),
+                f"at most {most} are allowed (setting max_batch_size)",
+            )
+        longest = self._limits.max_timeout
+        return replace(task, timeout=checks.within(task.timeout, "timeout", longest, "max_timeout"))
 
     def _definition(self, upload: TaskUpload) -> Mapping[str, object]:
         """What a user saves, with the service's defaults for what is not said."""
@@ -229,21 +260,6 @@ class Catalogue:
         is_class = upload.outline.picks_class(name)
         return Code(digest, upload.form, name, is_class), PutBlob(digest, upload.data)
 
-    def _task(
-        self, upload: TaskUpload, task_id: TaskId, name: str, kind: TaskKind, code: Code | None
-    ) -> Task:
-        """A task within the service's limits. Raises InvalidRequestError."""
-        task = _task(self._definition(upload), task_id, name, kind, code)
-        most = self._limits.max_batch_size
-        if task.batch.batch_size > most:
-            raise InvalidRequestError(
-                "batch_config.batch_size",
-                str(task.batch.batch_size),
-                f"at most {most} are allowed (setting max_batch_size)",
-            )
-        longest = self._limits.max_timeout
-        return replace(task, timeout=checks.within(task.timeout, "timeout", longest, "max_timeout"))
-
     def keep_new(self, workflow: Workflow) -> None:
         """Takes a workflow into memory that was not there before."""
         self._counts[workflow.tenant] = self._counts.get(workflow.tenant, 0) + 1
@@ -268,6 +284,7 @@ def _task(
     }
     task = Task.from_document(document)
     check_scaling(task)
+    check_isolation(task)
     return task
 
 

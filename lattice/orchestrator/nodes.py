@@ -116,6 +116,8 @@ class NodeRegistry:
             runtime_env=task.runtime_env,
             excluded=self.excluded,
             tenant=None if self._share_definitions else tenant,
+            sandbox=task.sandbox,
+            secrets=task.secrets,
         )
 
     def name(self, engine_id: NodeId) -> NodeId:

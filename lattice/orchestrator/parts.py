@@ -27,6 +27,7 @@ from lattice.orchestrator.runs import Runs
 from lattice.orchestrator.starts import Starts
 from lattice.ports.environment import Clock, Gauges, IdSource, Telemetry
 from lattice.ports.execution import Dispatcher
+from lattice.ports.secrets import NoSecrets, Secrets
 from lattice.ports.store import Store, ValueStorage
 from lattice.ports.tracing import Traces
 from lattice.workflow.placement import check as check_placement
@@ -60,6 +61,7 @@ class Surroundings:
     retention: Retention | None = None
     traces: Traces | None = None
     tenancy: Tenancy = field(default_factory=Tenancy)
+    secrets: Secrets = field(default_factory=NoSecrets)
 
 
 class Parts:
@@ -100,6 +102,7 @@ class Parts:
             limits,
             around.defaults,
             workflows,
+            around.secrets,
         )
         self.replies = Replies(store, self.journal, clock)
         self.reading = Reading(

@@ -17,6 +17,7 @@ from lattice.workflow.events import (
     TaskSucceeded,
     Value,
 )
+from lattice.workflow.sandbox import Sandbox
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, Resources
 
@@ -42,6 +43,8 @@ class Definition:
         gpus: what `gpu` and `gpu_mem` come to, in GPUs.
         excluded: engine ids of nodes that get nothing new.
         tenant: with whose calls alone it may share; None with anybody's.
+        sandbox: limits of the sandbox that each call runs in; None for none.
+        secrets: names of those that are in its environment while it runs.
     """
 
     code: Code
@@ -52,6 +55,15 @@ class Definition:
     runtime_env: Mapping[str, object]
     excluded: frozenset[NodeId]
     tenant: Tenant | None = None
+    sandbox: Sandbox | None = None
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The environment variables that the runtime environment sets."""
+        found = self.runtime_env.get("env_vars", {})
+        assert isinstance(found, Mapping)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class TaskUpload:
     """What a user saves in a task: raw JSON documents, and code. `name` of None keeps the name.
 
     `definition` may have the keys `task_input`, `task_output`, `resources`, `batch_config`,
-    `autoscaling`, `retry`, `timeout`, `runtime_env`, in the wire form of the API.
+    `autoscaling`, `retry`, `timeout`, `runtime_env`, `sandbox`, in the wire form of the API.
     """
 
     task_id: TaskId

@@ -6,6 +6,7 @@ refusal names the field, what was found and what is allowed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,6 +23,7 @@ from lattice.workflow.bindings import (
     parse_outputs,
 )
 from lattice.workflow.retry import RetryPolicy
+from lattice.workflow.sandbox import Sandbox
 from lattice.workflow.scaling import Scaling
 
 
@@ -186,8 +188,41 @@ def _runtime_env(document: object, field: str) -> dict[str, object]:
             raise InvalidRequestError(
                 f"{field}.pip", checks.shown(packages), "a list of requirements is allowed"
             )
+        for item in packages:
+            # Options would have pip read files of the worker, or take packages from elsewhere.
+            if not item.strip() or item.lstrip().startswith("-") or not item.isprintable():
+                raise InvalidRequestError(
+                    f"{field}.pip",
+                    checks.shown(item),
+                    "a requirement is allowed, such as `six==1.16.0`, and no option of pip",
+                )
         result["pip"] = list(packages)
     return result
+
+
+#: Most secrets of a task.
+_MAX_SECRETS = 100
+_SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a secret may have that name: one that a variable of the environment has."""
+    return _SECRET_NAME.fullmatch(name) is not None
+
+
+def _secrets(document: object, field: str) -> tuple[str, ...]:
+    """Reads a list of names. Raises InvalidRequestError."""
+    if document is None:
+        return ()
+    allowed = "a list of names, of letters, digits and `_`, is allowed"
+    if not isinstance(document, list) or len(document) > _MAX_SECRETS:
+        raise InvalidRequestError(
+            field, checks.shown(document), f"{allowed}, {_MAX_SECRETS} at most"
+        )
+    for name in document:
+        if not isinstance(name, str) or not is_secret_name(name):
+            raise InvalidRequestError(field, checks.shown(name), allowed)
+    return tuple(dict.fromkeys(document))
 
 
 def has_replicas(batch: BatchPolicy, resources: Resources, code: Code | None) -> bool:
@@ -215,6 +250,8 @@ class Task:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
     runtime_env: Mapping[str, object] = field(default_factory=dict)
+    sandbox: Sandbox | None = None
+    secrets: tuple[str, ...] = ()
 
     @property
     def output_keys(self) -> tuple[str, ...]:
@@ -241,6 +278,8 @@ class Task:
             "retry": self.retry.document(),
             "timeout": self.timeout,
             "runtime_env": dict(self.runtime_env),
+            "sandbox": self.sandbox and self.sandbox.document(),
+            "secrets": [*self.secrets],
         }
 
     @classmethod
@@ -268,6 +307,8 @@ class Task:
             retry=RetryPolicy.parse(document.get("retry")),
             timeout=parse_timeout(document.get("timeout")),
             runtime_env=_runtime_env(document.get("runtime_env"), "runtime_env"),
+            sandbox=Sandbox.parse(document.get("sandbox")),
+            secrets=_secrets(document.get("secrets"), "secrets"),
         )
 
 
@@ -279,6 +320,18 @@ def check_scaling(task: Task) -> None:
             f"{checks.shown(task.scaling.document())} for the task {task.name!r}, which has no replicas",
             "only batched tasks, tasks with gpu or gpu_mem, and classes have replicas; leave it out",
         )
+
+
+def check_isolation(task: Task) -> None:
+    """Raises InvalidRequestError for a sandbox or secrets of a task on replicas, which serve many calls."""
+    for name, given in (("sandbox", task.sandbox), ("secrets", task.secrets)):
+        if given and task.on_replicas:
+            raise InvalidRequestError(
+                name,
+                f"{name} of the task {task.name!r}, which runs on replicas",
+                "batched tasks, tasks with gpu or gpu_mem, and classes have none: make it a plain function "
+                f"on CPUs, or leave {name} out",
+            )
 
 
 def parse_timeout(value: object) -> float | None:

@@ -256,8 +256,7 @@ async def test_what_nobody_asks_for_is_forgotten(bench: ShortTasks) -> None:
     """It may have run ahead, when its run was cancelled; it can be asked for later."""
     jobs = bench.chain(2)
     follower = bench.following.pop()
-    bench._ahead = lambda *_: [follower]  # type: ignore[method-assign]
-    bench.dispatcher._ahead = lambda *_: [follower]  # type: ignore[attr-defined]
+    bench.dispatcher._fusing._ahead = lambda *_: [follower]  # type: ignore[attr-defined]
     (end,) = await bench.submit(jobs[:1])
     assert isinstance(end, TaskSucceeded)
     assert not bench.ends(follower)

@@ -31,6 +31,7 @@ FIELDS = (
     "runtime_env",
     "runtime_env.env_vars",
     "autoscaling",
+    "sandbox",
     "timeout",
     "unknown",
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +13,21 @@ from tests.service.rest import Rest
 
 
 @pytest.fixture(scope="session")
-def service() -> Iterator[Service]:
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the one secret `API_KEY`."""
+    folder = tmp_path_factory.mktemp("secrets")
+    (folder / "API_KEY").write_text(f"s3cr3t-{uuid.uuid4().hex}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(secrets: Path) -> Iterator[Service]:
     """The real service, started as a user starts it."""
     with running_service(
-        max_body_bytes=4_000_000, max_tasks_per_workflow=2_000, log_format="json"
+        max_body_bytes=4_000_000,
+        max_tasks_per_workflow=2_000,
+        log_format="json",
+        secrets_dir=str(secrets),
     ) as service:
         yield service
 

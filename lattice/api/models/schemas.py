@@ -169,6 +169,19 @@ class TaskDefinition(_Model):
         description="`env_vars` and `pip` packages that the code needs.",
         examples=[{}],
     )
+    sandbox: bool | dict[str, Any] | None = Field(
+        default=None,
+        description="Whether the code runs in a sandbox: processes of its own without network, with a read-only "
+        "file system but for a scratch folder, and limits, which an object may change: `cpu_seconds` (300), "
+        "`memory` (1024) and `scratch` (256) in MiB, `processes` (64). It takes any input and returns plain data.",
+        examples=[None, True, {"cpu_seconds": 60, "memory": 512}],
+    )
+    secrets: list[str] | None = Field(
+        default=None,
+        description="Names of secrets that the service has (setting `secrets_dir`); their values are in the "
+        "environment of the code while it runs, and are stored nowhere.",
+        examples=[None],
+    )
     autoscaling: Autoscaling | None = Field(
         default=None,
         description="For tasks that have replicas: batched, with `gpu` or `gpu_mem`, or a class.",

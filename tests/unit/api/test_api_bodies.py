@@ -161,6 +161,7 @@ async def test_a_definition_is_handed_on_as_it_is(
         "retry": {"max_attempts": 2},
         "timeout": 1.5,
         "runtime_env": {"pip": []},
+        "sandbox": {"memory": 512},
     }
     body = SAVED | definition | {"task_name": "n", "unknown": 1}
     assert (await client.post("/save_task", json=body)).status_code == 200

@@ -136,12 +136,32 @@ def test_bad_timeouts_are_refused(value: object) -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [{"env_vars": {"A": 1}}, {"env_vars": {"A=B": "1"}}, {"pip": "numpy"}, {"conda": "x"}],
+    [
+        {"env_vars": {"A": 1}},
+        {"env_vars": {"A=B": "1"}},
+        {"pip": "numpy"},
+        {"conda": "x"},
+        {"pip": ["-r /etc/passwd"]},
+    ],
 )
 def test_bad_runtime_envs_are_refused(document: object) -> None:
     """Only what is handed on is accepted."""
     with pytest.raises(InvalidRequestError):
         Task.from_document({"task_id": "t", "task_name": "t", "runtime_env": document})
+
+
+@pytest.mark.parametrize("document", ["KEY", [1], ["a-b"], ["../KEY"], [""], ["KEY"] * 101])
+def test_bad_secrets_are_refused(document: object) -> None:
+    """A list of names that variables may have, and so files of a folder."""
+    with pytest.raises(InvalidRequestError, match="secrets"):
+        Task.from_document({"task_id": "t", "task_name": "t", "secrets": document})
+
+
+def test_secrets_are_kept_by_name() -> None:
+    """In what is stored, and each once."""
+    task = Task.from_document({"task_id": "t", "task_name": "t", "secrets": ["B", "A", "B"]})
+    assert task.secrets == ("B", "A")
+    assert Task.from_document(task.document()) == task
 
 
 _json = st.recursive(

@@ -1,0 +1,141 @@
+"""What Ray has as one task: an attempt, or several short ones of a run; and which of them share one.
+
+How they share it in the worker is in `lattice.execution.fusion`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Container
+from dataclasses import dataclass
+
+import ray
+
+from lattice.execution.attempt import Large
+from lattice.execution.fair_queue import FairQueue
+from lattice.execution.pacing import Durations
+from lattice.execution.ray_calls import Frame
+from lattice.execution.ray_remote import CodeSource, CodeSources
+from lattice.execution.shape import Shape
+from lattice.ids import RunId, TaskId
+from lattice.ports.execution import Ahead, Job
+
+#: Most attempts that share a call, how long they may last together, and one of them, in seconds.
+_MOST, _TOGETHER, _SHORT = 64, 0.005, 0.002
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """A job on its way.
+
+    Attributes:
+        code: its code, or a reference to it, kept until it has ended.
+        call: the call that owes its report, once Ray has it.
+        started: its start was reported.
+        ahead: nobody has asked for it yet: it comes after others of its call.
+        alone: it shares no call, as the one that it shared has died.
+    """
+
+    job: Job
+    shape: Shape
+    code: CodeSource | None = None
+    call: WorkerCall | None = None
+    started: bool = False
+    ahead: bool = False
+    alone: bool = False
+
+    @property
+    def key(self) -> tuple[RunId, TaskId, int]:
+        return self.job.run_id, self.job.task_id, self.job.attempt
+
+
+@dataclass(slots=True, eq=False)
+class WorkerCall:
+    """What Ray has as one task: an attempt, or several short ones of a run, in their order.
+
+    Attributes:
+        shape: of all of them, as it was when they were given to Ray.
+        counted: how many of them the queue counts as out.
+        report: the reference to the frame of their ends.
+        large: the reference to the large outputs of the last that ended.
+        sources: tasks whose large outputs they were given by reference.
+        force: the timer that ends it the hard way.
+        recalled: it is taken back, unless it has begun.
+    """
+
+    attempts: list[Attempt]
+    shape: Shape
+    counted: int
+    report: Frame | None = None
+    large: ray.ObjectRef[Large | None] | None = None
+    sources: tuple[TaskId, ...] = ()
+    force: asyncio.TimerHandle | None = None
+    recalled: bool = False
+
+    @property
+    def owed(self) -> list[Attempt]:
+        """Those whose report has not come."""
+        return [taken for taken in self.attempts if taken.call is self]
+
+
+class Fusing:
+    """Puts attempts together that are as short as all those of their code have been."""
+
+    def __init__(
+        self,
+        queue: FairQueue[Shape, Attempt],
+        durations: Durations,
+        codes: CodeSources,
+        ahead: Ahead,
+    ) -> None:
+        self._queue = queue
+        self._durations = durations
+        self._codes = codes
+        self._ahead = ahead
+
+    def call_of(self, taken: Attempt, known: Container[tuple[RunId, TaskId, int]]) -> WorkerCall:
+        """A call of an attempt, and of others of its run that are as short and wait, or come after it.
+
+        `known`: keys of attempts that are on their way, which are not told ahead any more.
+        """
+        left = _TOGETHER - self._expected(taken)
+        call = WorkerCall([taken], taken.shape, counted=1)
+        if left < 0:
+            return call
+
+        def joins(other: Attempt) -> bool:
+            nonlocal left
+            expected = self._expected(other)
+            if expected > left:
+                return False
+            left -= expected
+            return True
+
+        run_id = taken.job.run_id
+        beside = self._queue.take_beside(taken.shape, run_id, joins, _MOST - 1)
+        call.attempts += beside
+        call.counted += len(beside)
+        room = _MOST - len(call.attempts)
+        together = {each.job.task_id for each in call.attempts}
+        for job in self._ahead(run_id, [*together], room) if left > 0 else ():
+            follower = self._follower(job)
+            fits = follower.shape == taken.shape and follower.code and follower.key not in known
+            if fits and together.issuperset(job.after) and joins(follower):
+                together.add(job.task_id)
+                call.attempts.append(follower)
+        return call
+
+    def _follower(self, job: Job) -> Attempt:
+        code = self._codes.get(job.definition.code.digest)
+        return Attempt(job, Shape.of(job.definition), code, ahead=True)
+
+    def _expected(self, taken: Attempt) -> float:
+        """Seconds that an attempt will take at most, by all that is known; infinite if it is to be alone."""
+        job = taken.job
+        definition = job.definition
+        apart = definition.sandbox is not None or definition.secrets or definition.batch.enabled
+        if taken.alone or apart or job.timed or job.attempt > 1:
+            return math.inf
+        seconds = self._durations.expected(definition.code)
+        return seconds if seconds <= _SHORT else math.inf

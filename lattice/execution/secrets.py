@@ -1,0 +1,77 @@
+"""Secrets in a folder, each in a file of its name, and how they are kept out of what is told of an attempt."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from lattice.ports.secrets import SecretNotFoundError
+from lattice.workflow.events import ErrorInfo
+from lattice.workflow.task import is_secret_name
+
+#: Longest value, in bytes: it is put into the environment of a process.
+_MAX_SIZE = 32 * 1024
+#: Shorter values are not masked, as they may stand in any text.
+_SHORTEST_MASKED = 4
+_MASK = "***"
+
+
+class SecretFolder:
+    """Each file of `folder` is a secret: its name, and as the value its text without line breaks at the end.
+
+    It is read whenever a value is needed, so a file that is changed counts from the next attempt on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return is_secret_name(name) and (self._folder / name).is_file()
+
+    def value(self, name: str) -> str:
+        """What is in the file. Raises SecretNotFoundError, and OSError or ValueError for a file that is no secret."""
+        if not self.has(name):
+            raise SecretNotFoundError(name)
+        data = (self._folder / name).read_bytes()
+        if len(data) > _MAX_SIZE or b"\0" in data:
+            raise ValueError(
+                f"the file of the secret {name!r} has {len(data)} bytes or a zero byte; text of at most "
+                f"{_MAX_SIZE} bytes is allowed"
+            )
+        return data.decode().rstrip("\r\n")
+
+
+@contextlib.contextmanager
+def in_environment(secrets: Mapping[str, str]) -> Iterator[None]:
+    """Has `secrets` in the environment of this process inside, and afterwards what was there before."""
+    before = {name: os.environ.get(name) for name in secrets}
+    os.environ.update(secrets)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def masked(text: str, values: Iterable[str]) -> str:
+    """`text` without the values of secrets that stand in it as they are."""
+    for value in values:
+        if len(value) >= _SHORTEST_MASKED:
+            text = text.replace(value, _MASK)
+    return text
+
+
+def masked_error(error: ErrorInfo, values: Iterable[str]) -> ErrorInfo:
+    """`error` without them."""
+    kept = [*values]
+    if not kept:
+        return error
+    return ErrorInfo(
+        error.type, masked(error.message, kept), masked(error.traceback, kept), error.kinds
+    )

@@ -1,0 +1,111 @@
+"""Sandboxes and secrets as users of the service meet them."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from lattice import LatticeClient, task
+from tests.running import Service
+from tests.service.rest import Rest, inputs
+
+
+def everything_written(service: Service) -> list[Path]:
+    """The files below the folder of the service: the database, values, its logs and those of the engine."""
+    return [path for path in service.config.parent.rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="sandboxes are Linux's")
+def test_hostile_source_reaches_nothing_of_the_service(rest: Rest, service: Service) -> None:
+    """Without a sandbox it reads the database and speaks to the service; inside, it can do neither."""
+    code = """
+import os, socket
+def task(p):
+    found = {}
+    try:
+        found["files"] = len(os.listdir(p["folder"]))
+    except OSError as error:
+        found["files"] = type(error).__name__
+    try:
+        found["connected"] = bool(socket.create_connection(("127.0.0.1", p["port"]), 10))
+    except OSError as error:
+        found["connected"] = type(error).__name__
+    return {"out": found}
+"""
+    given = inputs(folder=str(service.config.parent / "data"), port=urlsplit(service.url).port)
+    outside = rest.outcome(code, task_input=given)["data"]["result"]["out"]
+    assert outside["files"] > 0
+    assert outside["connected"] is True
+    inside = rest.outcome(code, task_input=given, sandbox=True)["data"]["result"]["out"]
+    assert inside == {"files": "FileNotFoundError", "connected": "OSError"}
+    bomb = rest.outcome(
+        "import os\ndef task(p):\n    while True: os.fork()\n", sandbox={"processes": 16}
+    )
+    assert bomb["type"] == "task_exception"
+    assert bomb["data"]["error"]["type"] == "BlockingIOError"
+
+
+def test_isolation_of_replicas_is_refused(rest: Rest) -> None:
+    """Where there is none, nothing runs as if there were."""
+    workflow_id = rest.workflow()
+    task_id = rest.task(workflow_id, "task", "def task(p):\n    return {'out': 1}\n")
+    for field, value in (("sandbox", True), ("secrets", ["API_KEY"])):
+        status, detail = rest.refused(
+            "/save_task",
+            {
+                "workflow_id": workflow_id,
+                "task_id": task_id,
+                "batch_config": {"batch_size": 2},
+                field: value,
+            },
+        )
+        assert status == 400
+        assert field in detail
+        assert "replicas" in detail
+
+
+def test_secrets_are_used_and_told_nowhere(rest: Rest, service: Service, secrets: Path) -> None:
+    """Not in messages, answers, the database, nor any log."""
+    secret = (secrets / "API_KEY").read_text()
+
+    @task(secrets=["API_KEY"], outputs=["length"])
+    def use() -> dict[str, int]:
+        import os
+
+        print(os.environ["API_KEY"])
+        return {"length": len(os.environ["API_KEY"])}
+
+    @task(secrets=["API_KEY"])
+    def fail(length: int) -> None:
+        import os
+
+        raise ValueError(os.environ["API_KEY"])
+
+    workflow = LatticeClient(service.url).create_workflow()
+    used = workflow.add_task(use)
+    workflow.add_task(fail, inputs={"length": used.outputs["length"]})
+    run = workflow.run()
+    messages = [*run.events(logs=True)]
+    assert "***" in str(messages)
+    assert secret not in str(messages)
+    document = rest.get(f"/runs/{run.run_id}")
+    assert document["status"] == "failed"
+    assert secret not in str(document)
+    written = everything_written(service)
+    assert any(path.name == "lattice.db" for path in written)
+    assert [path for path in written if secret.encode() in path.read_bytes()] == []
+
+
+def test_secrets_that_nobody_has_are_refused(rest: Rest) -> None:
+    """When a task is saved, with the name."""
+    workflow_id = rest.workflow()
+    task_id = rest.task(workflow_id, "task", "def task(p):\n    return {'out': 1}\n")
+    status, detail = rest.refused(
+        "/save_task", {"workflow_id": workflow_id, "task_id": task_id, "secrets": ["NO_SUCH"]}
+    )
+    assert status == 400
+    assert "NO_SUCH" in detail
+    assert "secrets_dir" in detail

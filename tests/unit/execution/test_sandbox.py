@@ -1,0 +1,164 @@
+"""Sandboxes where the kernel or the worker's user allows less, and what may come out of one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections import OrderedDict
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from lattice.errors import InvalidRequestError
+from lattice.execution.sandbox import plain
+from lattice.workflow.sandbox import Sandbox
+from lattice.workflow.task import Task, check_isolation
+
+_SCRIPT = """
+import hashlib
+from lattice.execution.sandbox import worker
+from lattice.execution.sandbox.request import Request, decode_answer
+from lattice.workflow.sandbox import Sandbox
+from lattice.workflow.task import Code, CodeForm
+
+SOURCE = b'''
+import os, socket
+def run(p):
+    found = {}
+    for name, act in {
+        "network": lambda: socket.create_connection(("127.0.0.1", 1)),
+        "root": lambda: open("/file", "w"),
+        "own": lambda: os.listdir(HOME),
+        "scratch": lambda: open("file", "w").close(),
+        "processes": lambda: [each for each in os.listdir("/proc") if each.isdigit()],
+        "capabilities": lambda: [each.split()[1] for each in open("/proc/self/status") if each.startswith("CapEff")],
+        "more": lambda: [os.fork() or os._exit(0) for _ in range(100)],
+    }.items():
+        try:
+            found[name] = act()
+        except OSError as error:
+            found[name] = type(error).__name__
+    return found
+'''.replace(b"HOME", repr("HOME_FOLDER").encode())
+code = Code(hashlib.sha256(SOURCE).hexdigest(), CodeForm.SOURCE, "run")
+try:
+    answer = worker.call(Request("run", code, SOURCE, {}, {}), Sandbox(processes=16), print)
+    print(decode_answer(answer)[1])
+except worker.SandboxError as error:
+    print(error.info.type, error.info.message)
+"""
+
+linux = pytest.mark.skipif(platform.system() != "Linux", reason="sandboxes are Linux's")
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+setpriv = shutil.which("setpriv") or ""
+
+
+def call_as(options: list[str], python: str, folder: Path) -> str:
+    """What a worker tells of a call in a sandbox that has given up some of what it may."""
+    script = folder / "call.py"
+    script.write_text(_SCRIPT.replace("HOME_FOLDER", str(folder)))
+    done = subprocess.run(
+        [setpriv, *options, python, str(script)],
+        env={"PYTHONPATH": os.pathsep.join([os.getcwd(), sysconfig.get_path("purelib")])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@linux
+@root
+@pytest.mark.skipif(not setpriv, reason="setpriv is not installed")
+def test_no_sandbox_no_run(tmp_path: Path) -> None:
+    """A worker that may not make namespaces says so, and runs nothing."""
+    told = call_as(["--bounding-set=-sys_admin", "--inh-caps=-all"], sys.executable, tmp_path)
+    assert told.startswith("SandboxUnavailable")
+    assert "the task was not run" in told
+    assert "CAP_SYS_ADMIN" in told
+
+
+@linux
+@root
+@pytest.mark.skipif(not setpriv, reason="setpriv is not installed")
+def test_a_worker_without_rights_makes_a_user_namespace(tmp_path: Path) -> None:
+    """What a worker of root can keep apart by users, another keeps apart by what it shows."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    python = shutil.which(f"python{version}", path="/usr/local/bin:/usr/bin")
+    if python is None:
+        pytest.skip(f"no Python {version} for all users")
+    folder = Path("/tmp") / tmp_path.name
+    folder.mkdir(mode=0o755, exist_ok=True)
+    try:
+        told = call_as(["--reuid=65534", "--regid=65534", "--clear-groups"], python, folder)
+    finally:
+        shutil.rmtree(folder)
+    found = eval(told)
+    assert isinstance(found["capabilities"], list)
+    assert int(found.pop("capabilities")[0], 16) == 0
+    assert found == {
+        "network": "OSError",
+        "root": "OSError",
+        "own": "FileNotFoundError",
+        "scratch": None,
+        "processes": ["1", "2"],
+        "more": "BlockingIOError",
+    }
+
+
+def test_plain_data_comes_through() -> None:
+    """All that JSON has, and a few more classes that run nothing when they are read."""
+    value = [
+        {"a": [1, 2.5, None, True], 3: (b"x", bytearray(b"y"))},
+        {1, "x"},
+        frozenset({2}),
+        1 << 200,
+        2j,
+        datetime(2024, 1, 1, tzinfo=UTC),
+        Decimal("1.5"),
+    ]
+    assert plain.loads(plain.dumps(value)) == value
+
+
+@pytest.mark.parametrize("value", [OrderedDict(a=1), os.system, Path("x"), ValueError("x"), ...])
+def test_other_things_are_not_plain(value: object) -> None:
+    """Each names a class or a function in its pickle."""
+    with pytest.raises(plain.NotPlainError):
+        plain.dumps(value)
+
+
+def test_limits_are_read() -> None:
+    """True stands for the defaults; what is refused is named."""
+    assert Sandbox.parse(True) == Sandbox()
+    assert Sandbox.parse(None) is Sandbox.parse(False) is None
+    found = Sandbox.parse({"memory": 512})
+    assert found == Sandbox(memory=512)
+    assert Sandbox.parse(found.document()) == found
+    for document, field in (
+        ("yes", "sandbox"),
+        (1, "sandbox"),
+        ({"gpu": 1}, "sandbox.gpu"),
+        ({"memory": 1}, "sandbox.memory"),
+        ({"cpu_seconds": True}, "sandbox.cpu_seconds"),
+        ({"processes": 0}, "sandbox.processes"),
+    ):
+        with pytest.raises(InvalidRequestError, match=field):
+            Sandbox.parse(document)
+
+
+@pytest.mark.parametrize(
+    "needs", [{"batch_config": {"batch_size": 2}}, {"resources": {"gpu": 1}}], ids=["batch", "gpu"]
+)
+def test_replicas_have_none(needs: dict[str, object]) -> None:
+    """They serve many calls from one process."""
+    task = Task.from_document({"task_id": "t", "task_name": "t", "sandbox": True, **needs})
+    with pytest.raises(InvalidRequestError, match="replicas"):
+        check_isolation(task)
