@@ -10,7 +10,7 @@ import pytest
 
 from lattice import LatticeClient, task
 from tests.running import Service
-from tests.service.rest import Rest, inputs
+from tests.service.rest import Rest, inputs, outputs
 
 
 def everything_written(service: Service) -> list[Path]:
@@ -58,6 +58,8 @@ def test_isolation_of_replicas_is_refused(rest: Rest) -> None:
             {
                 "workflow_id": workflow_id,
                 "task_id": task_id,
+                "task_input": inputs(),
+                "task_output": outputs("out"),
                 "batch_config": {"batch_size": 2},
                 field: value,
             },
@@ -92,7 +94,7 @@ def test_secrets_are_used_and_told_nowhere(rest: Rest, service: Service, secrets
     assert "***" in str(messages)
     assert secret not in str(messages)
     document = rest.get(f"/runs/{run.run_id}")
-    assert document["status"] == "failed"
+    assert document["run"]["status"] == "failed"
     assert secret not in str(document)
     written = everything_written(service)
     assert any(path.name == "lattice.db" for path in written)
@@ -104,7 +106,14 @@ def test_secrets_that_nobody_has_are_refused(rest: Rest) -> None:
     workflow_id = rest.workflow()
     task_id = rest.task(workflow_id, "task", "def task(p):\n    return {'out': 1}\n")
     status, detail = rest.refused(
-        "/save_task", {"workflow_id": workflow_id, "task_id": task_id, "secrets": ["NO_SUCH"]}
+        "/save_task",
+        {
+            "workflow_id": workflow_id,
+            "task_id": task_id,
+            "task_input": inputs(),
+            "task_output": outputs("out"),
+            "secrets": ["NO_SUCH"],
+        },
     )
     assert status == 400
     assert "NO_SUCH" in detail
