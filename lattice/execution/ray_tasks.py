@@ -224,8 +224,8 @@ class RayTaskDispatcher:
 
     def _secrets_of(self, call: WorkerCall) -> dict[str, str]:
         """The values of secrets by name. Raises SecretNotFoundError, OSError and ValueError."""
-        names = {name for taken in call.attempts for name in taken.job.definition.secrets}
-        return {name: self._secrets.value(name) for name in names}
+        keys = {key for taken in call.attempts for key in taken.job.definition.secrets}
+        return {key.rpartition("/")[2]: self._secrets.value(key) for key in keys}
 
     def _assign(
         self, call: WorkerCall

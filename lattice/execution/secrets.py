@@ -21,24 +21,28 @@ _MASK = "***"
 class SecretFolder:
     """Each file of `folder` is a secret: its name, and as the value its text without line breaks at the end.
 
+    Those of a tenant are in a folder of its name inside.
+
     It is read whenever a value is needed, so a file that is changed counts from the next attempt on.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def has(self, name: str) -> bool:
+    def has(self, key: str) -> bool:
         """Whether there is a file of that name."""
-        return is_secret_name(name) and (self._folder / name).is_file()
+        tenant, _, name = key.rpartition("/")
+        is_inside = "/" not in tenant and tenant not in (".", "..") and "\0" not in tenant
+        return is_secret_name(name) and is_inside and (self._folder / key).is_file()
 
-    def value(self, name: str) -> str:
+    def value(self, key: str) -> str:
         """What is in the file. Raises SecretNotFoundError, and OSError or ValueError for a file that is no secret."""
-        if not self.has(name):
-            raise SecretNotFoundError(name)
-        data = (self._folder / name).read_bytes()
+        if not self.has(key):
+            raise SecretNotFoundError(key)
+        data = (self._folder / key).read_bytes()
         if len(data) > _MAX_SIZE or b"\0" in data:
             raise ValueError(
-                f"the file of the secret {name!r} has {len(data)} bytes or a zero byte; text of at most "
+                f"the file of the secret {key!r} has {len(data)} bytes or a zero byte; text of at most "
                 f"{_MAX_SIZE} bytes is allowed"
             )
         return data.decode().rstrip("\r\n")

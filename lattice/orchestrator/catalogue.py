@@ -19,7 +19,7 @@ from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.policies import Defaults, Limits
 from lattice.ports.environment import Clock, IdSource
 from lattice.ports.removal import DeleteWorkflow, Removal
-from lattice.ports.secrets import Secrets
+from lattice.ports.secrets import Secrets, key_of
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.ports.store import (
     DeleteEdge,
@@ -110,7 +110,9 @@ class Catalogue:
         if upload.code is not None:
             code, blob = self._code(upload.code, name)
             writes.append(blob)
-        task = self._task(self._definition(upload), old.task_id, name, old.kind, code)
+        task = self._task(
+            workflow.tenant, self._definition(upload), old.task_id, name, old.kind, code
+        )
         self._check_edges(workflow.edge_count_with(task))
         added = workflow.save_task(task, add_edges=add_edges)
         writes.append(_put(workflow.workflow_id, task))
@@ -179,7 +181,7 @@ class Catalogue:
                 )
             code, blob = self._code(upload.code, upload.name)
             definition = self._definition(upload)
-            task = self._task(definition, upload.task_id, upload.name, TaskKind.CODE, code)
+            task = self._task(tenant, definition, upload.task_id, upload.name, TaskKind.CODE, code)
             if task.task_id in saved:
                 raise InvalidRequestError(
                     "task_id", f"{task.task_id!r} twice", "each task needs an id of its own"
@@ -197,6 +199,7 @@ class Catalogue:
 
     def _task(
         self,
+        tenant: Tenant | None,
         definition: Mapping[str, object],
         task_id: TaskId,
         name: str,
@@ -206,11 +209,12 @@ class Catalogue:
         """The task that a user describes, within the service's limits. Raises InvalidRequestError."""
         task = _task(definition, task_id, name, kind, code)
         for secret in task.secrets:
-            if not self._secrets.has(secret):
+            key = key_of(secret, tenant)
+            if not self._secrets.has(key):
                 raise InvalidRequestError(
                     "secrets",
                     f"{secret!r}, which the service does not have",
-                    "whoever runs the service puts it into a file of that name in its `secrets_dir`",
+                    f"whoever runs the service puts it into the file {key} in its `secrets_dir`",
                 )
         most = self._limits.max_batch_size
         if task.batch.batch_size > most:

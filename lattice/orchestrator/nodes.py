@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from lattice.errors import InvalidRequestError, WorkerNotFoundError
 from lattice.ids import NodeId, Tenant
 from lattice.ports.execution import Definition, EngineNode
+from lattice.ports.secrets import key_of
 from lattice.ports.store import PutNode
 from lattice.workflow import checks
 from lattice.workflow.placement import Capacity, gpu_share
@@ -117,7 +118,7 @@ class NodeRegistry:
             excluded=self.excluded,
             tenant=None if self._share_definitions else tenant,
             sandbox=task.sandbox,
-            secrets=task.secrets,
+            secrets=tuple(key_of(name, tenant) for name in task.secrets),
         )
 
     def name(self, engine_id: NodeId) -> NodeId:

@@ -44,7 +44,7 @@ class Definition:
         excluded: engine ids of nodes that get nothing new.
         tenant: with whose calls alone it may share; None with anybody's.
         sandbox: limits of the sandbox that each call runs in; None for none.
-        secrets: names of those that are in its environment while it runs.
+        secrets: keys of those that are in its environment, by their names, while it runs.
     """
 
     code: Code

@@ -17,6 +17,9 @@ import pytest
 
 from lattice.errors import InvalidRequestError
 from lattice.execution.sandbox import plain
+from lattice.execution.secrets import SecretFolder
+from lattice.ids import Tenant
+from lattice.ports.secrets import SecretNotFoundError, key_of
 from lattice.workflow.sandbox import Sandbox
 from lattice.workflow.task import Task, check_isolation
 
@@ -162,3 +165,25 @@ def test_replicas_have_none(needs: dict[str, object]) -> None:
     task = Task.from_document({"task_id": "t", "task_name": "t", "sandbox": True, **needs})
     with pytest.raises(InvalidRequestError, match="replicas"):
         check_isolation(task)
+
+
+def test_tenants_have_secrets_of_their_own(tmp_path: Path) -> None:
+    """Nobody gets at those of others, nor at other files, by a name."""
+    (tmp_path / "KEY").write_text("shared\n")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "KEY").write_text("of a")
+    (tmp_path / "a" / "MINE").write_text("of a")
+    found = SecretFolder(tmp_path)
+    assert found.value(key_of("KEY", None)) == "shared"
+    assert found.value(key_of("KEY", Tenant("a"))) == "of a"
+    for name, tenant in (
+        ("MINE", None),
+        ("KEY", "b"),
+        ("MINE", "b"),
+        ("KEY", ".."),
+        ("KEY", "b/../a"),
+    ):
+        key = key_of(name, None if tenant is None else Tenant(tenant))
+        assert not found.has(key)
+        with pytest.raises(SecretNotFoundError):
+            found.value(key)
