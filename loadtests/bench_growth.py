@@ -36,7 +36,8 @@ def resident(running: Service) -> float:
 async def held(running: Service, client: Driver) -> tuple[float, float]:
     """KiB for each finished task, while the run is live and after its end."""
     with gate() as shut:
-        tasks = [shut.task("wait", 0), *(task(f"t{x}", x=x) for x in range(LARGE))]
+        # As much as the one that waits at the gate leaves.
+        tasks = [shut.task("wait", 0), *(task(f"t{x}", cpu=0.1, x=x) for x in range(LARGE))]
         body = document(tasks)
         workflow_id, run_id = await client.submit(body)
         base = resident(running)
