@@ -39,7 +39,7 @@ test: setup
 loadtest: setup
 	$(BIN)/python -m loadtests.load --users 20 --seconds 75
 
-# Every benchmark beside its floor, half an hour in all; the table and the picture go to loadtests/results.
+# Every benchmark beside its floor; the table and the picture go to loadtests/results.
 bench: setup
 	$(BIN)/python -m loadtests.report
 
