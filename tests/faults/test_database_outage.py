@@ -106,7 +106,9 @@ def test_the_database_goes_and_comes_back(
         with LatticeClient(service.url, timeout=120) as client:
             workflow = client.create_workflow()
             last = workflow.add_task(one)
-            found.append(workflow.run().output(last))
+            run = workflow.run()
+            run.result()
+            found.append(run.output(last))
 
     user = Thread(target=use)
     user.start()
