@@ -186,10 +186,11 @@ def task(p):
 
 @pytest.mark.parametrize("batched", [False, True], ids=["ray_task", "replica"])
 def test_lines_come_while_the_task_runs(rest: Rest, tmp_path: Path, batched: bool) -> None:
-    """In both forms of the stream; the task ends only when the test has seen its first line."""
-    go = tmp_path / "go"
+    """In both forms of the stream; the task goes on only when the test has seen that it began, and its first line."""
+    begin, go = tmp_path / "begin", tmp_path / "go"
     code = f"""{WAIT}
 def task(p):
+    wait({str(begin)!r})
     print("first")
     wait({str(go)!r})
     print("second")
@@ -204,6 +205,8 @@ def task(p):
         lines = (line[6:] for line in events.iter_lines() if line.startswith("data: "))
         for message in stream(rest, workflow_id, run_id):
             seen.append(message)
+            if message["type"] == "start_task":
+                begin.touch()
             if message["type"] == "task_log" and message["data"]["text"] == "first\n":
                 assert text(pages(rest, run_id, task_id)) == "first\n"
                 go.touch()
