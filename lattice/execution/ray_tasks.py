@@ -140,13 +140,13 @@ class RayTaskDispatcher:
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
-        taken = Attempt(job, Shape.of(job.definition))
-        known = self._attempts.get(taken.key)
+        known = self._attempts.get((job.run_id, job.task_id, job.attempt))
         if known is not None and known.ahead:
             # It is on its way with those that it comes after; now all of its arguments are known.
             known.job, known.ahead = job, False
         if self._closed or known is not None:
             return
+        taken = Attempt(job, Shape.of(job.definition))
         self._attempts[taken.key] = taken
         taken.code = self._codes.get(job.definition.code.digest)
         if taken.code is not None:

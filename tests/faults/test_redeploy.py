@@ -41,8 +41,8 @@ def service() -> Iterator[Service]:
         yield service
 
 
-class Client(threading.Thread):
-    """Runs one workflow after the other by the SDK. `problems` are what a user of it would have seen."""
+class Load(threading.Thread):
+    """Asks things of a service until it is told to stop; counts what it has done, and notes what went wrong."""
 
     def __init__(self, url: str, stop: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -50,6 +50,10 @@ class Client(threading.Thread):
         self._stop_asked = stop
         self.done = 0
         self.problems: list[str] = []
+
+
+class Client(Load):
+    """Runs one workflow after the other by the SDK. `problems` are what a user of it would have seen."""
 
     def run(self) -> None:
         with LatticeClient(self._url, timeout=PATIENCE) as client:
@@ -78,15 +82,8 @@ class Client(threading.Thread):
         assert run.output(last) == {"result": 4 * self.done}
 
 
-class Prober(threading.Thread):
+class Prober(Load):
     """Sends requests one by one, each once: `problems` are those that were not answered as they should be."""
-
-    def __init__(self, url: str, stop: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self._url = url
-        self._stop_asked = stop
-        self.done = 0
-        self.problems: list[str] = []
 
     def run(self) -> None:
         with httpx.Client(base_url=self._url, timeout=PATIENCE) as http:
