@@ -30,7 +30,8 @@ setup: .venv/ready
 	touch .venv/ready
 
 serve: setup
-	. $(BIN)/activate && exec serve run $(CONFIG)
+	# Tasks inherit the environment, and a key in it is that of whoever starts this.
+	. $(BIN)/activate && unset LATTICE_API_KEY && exec serve run $(CONFIG)
 
 test: setup
 	$(BIN)/pytest

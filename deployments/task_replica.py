@@ -302,7 +302,7 @@ class _Watch:
         for item, placement in zip(self._items, self._placements, strict=True):
             assigned = item.assignment
             started = TaskStarted(assigned.task_id, assigned.attempt, placement)
-            item.outbox.starts.append(wire.encode_start(assigned.run_id, started))
+            item.outbox.starts.append(wire.encode_start(wire.StartNote(assigned.run_id, started)))
             item.outbox.arrived.set()
         self._look()
 

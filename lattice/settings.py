@@ -23,7 +23,8 @@ _PREFIX = "LATTICE_"
 class LatticeSettings(BaseModel):
     """Settings of a service. An unknown name is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What stands in the wrong place may be a key.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     data_dir: Path = Field(
         default=Path("~/.lattice"),

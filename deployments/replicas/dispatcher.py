@@ -39,7 +39,6 @@ from lattice.workflow.events import (
     ErrorInfo,
     TaskFailed,
     TaskLost,
-    TaskStarted,
     TaskSucceeded,
 )
 
@@ -223,9 +222,9 @@ class ReplicaDispatcher:
         references = []
         for taken in group.open.values():
             job = taken.job
-            upstream: dict[TaskId, LargeReference] = {}
+            upstream: dict[TaskId, tuple[int, LargeReference]] = {}
             positions = self._held.upstream(job.run_id, job.arguments, upstream)
-            references.append([*upstream.values()])
+            references.append([reference for _, reference in upstream.values()])
             assignments.append(
                 Assignment.of(
                     job,
@@ -242,15 +241,16 @@ class ReplicaDispatcher:
 
     def _begun(self, frame: bytes) -> None:
         try:
-            self._heard_start(*wire.decode_start(frame))
+            self._heard_start(wire.decode_start(frame))
         except wire.FrameError as error:
             _logger.warning("a note of a start is not readable: %s", error)
 
-    def _heard_start(self, run_id: RunId, started: TaskStarted, ends: bytes) -> None:
-        taken = self._attempts.get((run_id, started.task_id, started.attempt))
+    def _heard_start(self, note: wire.StartNote) -> None:
+        started = note.started
+        taken = self._attempts.get((note.run_id, started.task_id, started.attempt))
         if taken is not None and not taken.started:
             taken.started = True
-            self._report(run_id, started)
+            self._report(note.run_id, started)
 
     def _ended(self, taken: Attempt, frame: bytes, large: LargeReference | None) -> None:
         if taken.group is None or taken.key not in taken.group.open:

@@ -17,13 +17,11 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lattice.api.errors import refuse
+from lattice.api.probes import PROBES
 from lattice.errors import AdminOnlyError, TooManyRequestsError, UnauthorizedError
 from lattice.ids import Tenant
 from lattice.keys import ApiKey, KeyRing
 from lattice.ports.service import ANYBODY, Caller
-
-#: Reveal nothing, and probes have no key.
-_OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 #: The subprotocol that is agreed on, and what the one begins with that carries a key.
 PROTOCOL = "lattice"
@@ -88,7 +86,7 @@ class KeyMiddleware:
     def _caller(self, given: str | None, path: str) -> Caller:
         if not self._ring:
             return ANYBODY
-        if path in _OPEN_PATHS:
+        if path in PROBES:
             # They reveal nothing and do nothing for anybody.
             return _NOBODY
         if given is None:
@@ -164,7 +162,7 @@ def describe(app: FastAPI) -> None:
         schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
         schemes["api_key"] = {"type": "http", "scheme": "bearer"}
         document["security"] = [{"api_key": []}]
-        for path in _OPEN_PATHS:
+        for path in PROBES:
             document["paths"][path]["get"]["security"] = []
         return document
 

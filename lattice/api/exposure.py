@@ -12,11 +12,9 @@ import ipaddress
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lattice.api.errors import refuse
+from lattice.api.probes import HEALTH
 from lattice.errors import ExposedError, InvalidRequestError
 from lattice.settings import LatticeSettings
-
-#: Reveals nothing, and probes come over the network.
-_OPEN_PATHS = frozenset({"/healthz"})
 
 _WAYS_OUT = (
     "API keys are needed there (setting api_keys; `lattice key NAME` makes one). Else listen on 127.0.0.1; or, where "
@@ -45,7 +43,7 @@ class LocalOnlyMiddleware:
         # A Unix socket has a path and no port. Names are of test clients, which have no address.
         address, port = scope.get("server") or ("", None)
         over_network = port is not None and _is_address(address) and not _is_local(address)
-        if over_network and scope["path"] not in _OPEN_PATHS:
+        if over_network and scope["path"] not in HEALTH:
             await refuse(ExposedError(address, _WAYS_OUT), scope, receive, send)
         else:
             await self._app(scope, receive, send)

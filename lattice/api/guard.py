@@ -15,10 +15,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lattice.api.errors import refuse
+from lattice.api.probes import HEALTH
 from lattice.errors import ForbiddenError
-
-#: Reveals nothing, and probes ask for it by address.
-_OPEN_PATHS = frozenset({"/healthz"})
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(:\d+)?")
 
@@ -38,7 +36,7 @@ class GuardMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = None
-        if scope["type"] in ("http", "websocket") and scope["path"] not in _OPEN_PATHS:
+        if scope["type"] in ("http", "websocket") and scope["path"] not in HEALTH:
             error = self._refusal(Headers(scope=scope))
         if error is None:
             await self._app(scope, receive, send)

@@ -9,11 +9,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lattice.api.errors import refuse
+from lattice.api.probes import HEALTH
 from lattice.errors import ProtocolRefusedError
 from lattice.versions import OLDEST, PROTOCOL, PROTOCOL_HEADER, RELEASE_HEADER, own_headers, release
-
-#: Where a client learns what the service is, whatever it is itself.
-_OPEN_PATHS = frozenset({"/healthz"})
 
 
 class VersionMiddleware:
@@ -33,7 +31,7 @@ class VersionMiddleware:
                 MutableHeaders(scope=message).update(self._own)
             await send(message)
 
-        error = None if scope["path"] in _OPEN_PATHS else _refusal(Headers(scope=scope))
+        error = None if scope["path"] in HEALTH else _refusal(Headers(scope=scope))
         if error is None:
             await self._app(scope, receive, send_with_headers)
         else:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lattice.client.credentials import VARIABLE
 from lattice.errors import LatticeError
 
 #: Seconds in which a node has to be part of the cluster, and between looks whether it is.
@@ -98,6 +99,8 @@ class RayNode:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
+                # What the node runs is the tenants', and the key is the operator's.
+                env={name: value for name, value in os.environ.items() if name != VARIABLE},
                 # Ctrl-C is for us: the node first finishes what it runs.
                 start_new_session=True,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,

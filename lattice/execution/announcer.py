@@ -2,7 +2,7 @@
 
 Most attempts end within milliseconds, and their end says when they began; a note for each would cost more
 than the attempt. So the thread looks only at what still runs a moment after it began, and short attempts
-do not even wake it.
+do not even wake it. What goes on is announced again, more and more rarely, as a note may get lost.
 """
 
 from __future__ import annotations
@@ -14,23 +14,35 @@ from collections.abc import Callable
 
 #: Seconds that an attempt must have run before its start is announced.
 DELAY = 0.005
+#: Seconds until it is announced again, which double each time, and the longest.
+_AGAIN, _LONGEST = 1.0, 60.0
 
 _logger = logging.getLogger(__name__)
 
 
 class _Running:
-    __slots__ = ("announce", "begun")
+    """An attempt, when it is to be announced next, and how long after that again."""
 
-    def __init__(self, announce: Callable[[], None], begun: float) -> None:
+    __slots__ = ("announce", "announced", "due", "pause")
+
+    def __init__(self, announce: Callable[[], None], due: float, pause: float) -> None:
         self.announce = announce
-        self.begun = begun
+        self.announced = False
+        self.due = due
+        self.pause = pause
 
 
 class Announcer:
     """Calls, in its own thread, the `announce` of an attempt that runs longer than `delay` seconds."""
 
-    def __init__(self, delay: float = DELAY, sleep: Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self,
+        delay: float = DELAY,
+        sleep: Callable[[float], object] = time.sleep,
+        again: float = _AGAIN,
+    ) -> None:
         self._delay = delay
+        self._again = again
         self._sleep = sleep
         self._current: _Running | None = None
         self._asleep = False
@@ -39,7 +51,7 @@ class Announcer:
 
     def begin(self, announce: Callable[[], None]) -> None:
         """An attempt begins; the one before it has ended."""
-        self._current = _Running(announce, time.monotonic())
+        self._current = _Running(announce, time.monotonic() + self._delay, self._again)
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._watch, name="lattice-announcer", daemon=True
@@ -55,23 +67,26 @@ class Announcer:
         self._current = None
 
     def _watch(self) -> None:
-        announced: _Running | None = None
         while True:
             current = self._current
-            if current is None or current is announced:
+            remaining = None if current is None else current.due - time.monotonic()
+            if current is None or (current.announced and remaining is not None and remaining > 0):
                 self._wake.clear()
                 self._asleep = True
                 if self._current is current:
-                    self._wake.wait()
+                    self._wake.wait(remaining)
                 self._asleep = False
-                continue
-            remaining = current.begun + self._delay - time.monotonic()
-            if remaining > 0:
+            elif remaining is not None and remaining > 0:
                 self._sleep(remaining)
-                continue
-            announced = current
-            try:
-                current.announce()
-            except Exception:
-                # The report of the end makes up for a start that was not announced.
-                _logger.warning("the start of an attempt could not be announced", exc_info=True)
+            else:
+                self._announce(current)
+
+    def _announce(self, current: _Running) -> None:
+        current.announced = True
+        current.due = time.monotonic() + current.pause
+        current.pause = min(2 * current.pause, _LONGEST)
+        try:
+            current.announce()
+        except Exception:
+            # The report of the end makes up for a start that was not announced.
+            _logger.warning("the start of an attempt could not be announced", exc_info=True)

@@ -57,6 +57,7 @@ class Assignment:
         trace: the trace context that it runs in; None if it is not traced.
         span_export: where its spans go.
         after: tasks of the same call that must have succeeded first.
+        call: the number that the dispatcher gave to that call.
         sandbox: the limits of the sandbox that it runs in; None to run it in the worker's own process.
         environment: variables for the sandbox.
         secrets: values by name, filled in by the worker itself, which gets them beside this.
@@ -81,6 +82,7 @@ class Assignment:
     trace: str | None = None
     span_export: SpanExport | None = None
     after: tuple[TaskId, ...] = ()
+    call: int = 0
     sandbox: Sandbox | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -97,6 +99,7 @@ class Assignment:
         submitted: float = 0.0,
         log_bytes: int = 0,
         span_export: SpanExport | None = None,
+        call: int = 0,
     ) -> Assignment:
         """What a worker is told of a job."""
         definition = job.definition
@@ -120,6 +123,7 @@ class Assignment:
             trace=job.trace,
             span_export=None if job.trace is None else span_export,
             after=job.after,
+            call=call,
             sandbox=definition.sandbox,
             environment={} if definition.sandbox is None else definition.variables,
         )

@@ -34,12 +34,16 @@ class HeldValues(Generic[Reference]):
         self._held.clear()
 
     def upstream(
-        self, run_id: RunId, arguments: Iterable[Argument], references: dict[TaskId, Reference]
+        self,
+        run_id: RunId,
+        arguments: Iterable[Argument],
+        references: dict[TaskId, tuple[int, Reference]],
     ) -> tuple[int | None, ...]:
         """What an attempt is given along with its arguments.
 
         Args:
-            references: by the tasks they are of, for all attempts of a call; what this one needs is added.
+            references: with their positions, by the tasks they are of, for all attempts of a call; what this one
+                needs is added.
 
         Returns:
             For each argument the position of its own among `references`: None where it comes by another way.
@@ -51,7 +55,6 @@ class HeldValues(Generic[Reference]):
                 source = argument.source[0]
                 reference = self._held.get((run_id, source))
                 if reference is not None:
-                    references.setdefault(source, reference)
-                    position = list(references).index(source)
+                    position, _ = references.setdefault(source, (len(references), reference))
             positions.append(position)
         return tuple(positions)

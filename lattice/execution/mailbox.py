@@ -2,8 +2,8 @@
 collects them.
 
 The notes pass through an actor of their own, because a task can say nothing to its owner before it ends.
-They are opaque bytes here, and losing one does no harm: the report of an attempt's end repeats its start and
-what it has printed.
+They are opaque bytes here, and losing one does no lasting harm: a start is told again while the attempt runs, and
+the report of its end repeats its start and what it has printed.
 """
 
 from __future__ import annotations

@@ -6,20 +6,26 @@ How they share it in the worker is in `lattice.execution.fusion`.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import math
+import time
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 
+from lattice.execution import wire
 from lattice.execution.attempt import Large
 from lattice.execution.fair_queue import FairQueue
 from lattice.execution.pacing import Durations
 from lattice.execution.ray_calls import Frame
+from lattice.execution.ray_failures import explain
 from lattice.execution.ray_remote import CodeSource, CodeSources
 from lattice.execution.shape import Shape
 from lattice.ids import RunId, TaskId
-from lattice.ports.execution import Ahead, Job
+from lattice.ports.execution import Ahead, Job, TaskLogged
+from lattice.workflow.events import TaskFailed, TaskLost, TaskStarted, TaskSucceeded
 
 #: Most attempts that share a call, how long they may last together, and one of them, in seconds.
 _MOST, _TOGETHER, _SHORT = 64, 0.005, 0.002
@@ -33,6 +39,7 @@ class Attempt:
         code: its code, or a reference to it, kept until it has ended.
         call: the call that owes its report, once Ray has it.
         started: its start was reported.
+        begun: its start, where that was heard before anybody had asked for it.
         ahead: nobody has asked for it yet: it comes after others of its call.
         alone: it shares no call, as the one that it shared has died.
     """
@@ -42,6 +49,7 @@ class Attempt:
     code: CodeSource | None = None
     call: WorkerCall | None = None
     started: bool = False
+    begun: TaskStarted | None = None
     ahead: bool = False
     alone: bool = False
 
@@ -56,6 +64,7 @@ class WorkerCall:
 
     Attributes:
         shape: of all of them, as it was when they were given to Ray.
+        number: tells it from others, in notes of its worker.
         counted: how many of them the queue counts as out.
         report: the reference to the frame of their ends.
         large: the reference to the large outputs of the last that ended.
@@ -72,6 +81,7 @@ class WorkerCall:
     sources: tuple[TaskId, ...] = ()
     force: asyncio.TimerHandle | None = None
     recalled: bool = False
+    number: int = field(default_factory=itertools.count(1).__next__)
 
     @property
     def owed(self) -> list[Attempt]:
@@ -116,9 +126,10 @@ class Fusing:
         beside = self._queue.take_beside(taken.shape, run_id, joins, _MOST - 1)
         call.attempts += beside
         call.counted += len(beside)
-        room = _MOST - len(call.attempts)
         together = {each.job.task_id for each in call.attempts}
-        for job in self._ahead(run_id, [*together], room) if left > 0 else ():
+        for job in itertools.islice(self._ahead(run_id, [*together]), _MOST - len(call.attempts)):
+            if left < self._expected(taken):
+                break
             follower = self._follower(job)
             fits = follower.shape == taken.shape and follower.code and follower.key not in known
             if fits and together.issuperset(job.after) and joins(follower):
@@ -139,3 +150,32 @@ class Fusing:
             return math.inf
         seconds = self._durations.expected(definition.code)
         return seconds if seconds <= _SHORT else math.inf
+
+
+def end_of(
+    taken: Attempt, frame: bytes
+) -> tuple[TaskSucceeded | TaskFailed | TaskLost, TaskLogged | None]:
+    """How an attempt has ended, by the report of its worker, and what it printed, if it did."""
+    job = taken.job
+    try:
+        entries, frame = wire.split_logs(frame)
+        end = wire.decode_end(frame)
+        if (end.task_id, end.attempt) != (job.task_id, job.attempt):
+            raise wire.FrameError("the report of another attempt")
+    except wire.FrameError as problem:
+        return TaskFailed(job.task_id, job.attempt, time.time(), explain(problem)), None
+    logged = TaskLogged(job.task_id, job.attempt, entries, final=True) if entries else None
+    return end, logged
+
+
+def waits_for(taken: Attempt) -> str:
+    """What an attempt for which there is room waits for."""
+    if taken.code is None:
+        return "its code, which is being read"
+    if taken.call is None:
+        return "tasks of other runs that are before it"
+    if taken.shape.runtime_env:
+        if "pip" in json.loads(taken.shape.runtime_env):
+            return "its environment: the pip packages of its runtime_env are installed where it will run"
+        return "a worker process, with what its runtime_env asks for"
+    return "a worker process"

@@ -18,15 +18,14 @@ from lattice.execution.mailbox import Mailbox
 from lattice.execution.ray_worker import NAMESPACE
 from lattice.ids import RunId
 from lattice.ports.execution import TaskLogged
-from lattice.workflow.events import TaskStarted
 
 #: Seconds to wait after the mailbox failed.
 _PAUSE = 0.2
 
 _logger = logging.getLogger(__name__)
 
-#: Is told that an attempt has begun, and the ends of those before it in its call, as a frame of `wire`.
-Started = Callable[[RunId, TaskStarted, bytes], None]
+#: Is told that an attempt has begun.
+Started = Callable[[wire.StartNote], None]
 
 
 class StartListener:
@@ -70,10 +69,12 @@ class StartListener:
             try:
                 reference = self._actor.drain.remote()
                 starts, logs = await asyncio.wrap_future(reference.future())
-                for note in starts:
-                    self._hear_start(note)
-                for note in logs:
-                    self._hear_logs(note)
+                for hear, notes in ((self._hear_start, starts), (self._hear_logs, logs)):
+                    for note in notes:
+                        try:
+                            hear(note)
+                        except Exception:  # one note must not end the listening to all others
+                            _logger.exception("a note in the mailbox could not be dealt with")
             except RayError as error:
                 # What was in the mailbox is lost; ends make up for starts that were not heard of.
                 _logger.warning("the mailbox failed: %s", error)
@@ -83,12 +84,12 @@ class StartListener:
 
     def _hear_start(self, note: bytes) -> None:
         try:
-            run_id, started, ends = wire.decode_start(note)
+            found = wire.decode_start(note)
         except wire.FrameError as error:
             _logger.warning("a note in the mailbox is not readable: %s", error)
             return
         for listener in self._listeners:
-            listener(run_id, started, ends)
+            listener(found)
 
     def _hear_logs(self, note: bytes) -> None:
         try:

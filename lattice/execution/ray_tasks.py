@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ from lattice.execution.attempt import Assignment, Large
 from lattice.execution.fair_queue import FairQueue
 from lattice.execution.held_values import HeldValues
 from lattice.execution.pacing import Durations, Pacing
-from lattice.execution.ray_attempts import Attempt, Fusing, WorkerCall
+from lattice.execution.ray_attempts import Attempt, Fusing, WorkerCall, end_of, waits_for
 from lattice.execution.ray_calls import RayCalls, kill, ray_future
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunctions
@@ -127,7 +126,7 @@ class RayTaskDispatcher:
         self._report = report
         self._codes = CodeSources(load_code)
         self._fusing = Fusing(self._queue, self._durations, self._codes, ahead)
-        self.starts = StartListener(self._heard_start, report)
+        self.starts = StartListener(self._heard_start, self._heard_logs)
         await self.nodes()
         self._node_watch = asyncio.ensure_future(self._watch_nodes())
 
@@ -144,6 +143,8 @@ class RayTaskDispatcher:
         if known is not None and known.ahead:
             # It is on its way with those that it comes after; now all of its arguments are known.
             known.job, known.ahead = job, False
+            if known.begun is not None:
+                self._loop.call_soon(self._tell_start, known, known.begun)
         if self._closed or known is not None:
             return
         taken = Attempt(job, Shape.of(job.definition))
@@ -231,7 +232,7 @@ class RayTaskDispatcher:
         self, call: WorkerCall
     ) -> tuple[list[Assignment], list[ray.ObjectRef[Large | None]]]:
         """What the worker is told, and the references that come along."""
-        upstream: dict[TaskId, ray.ObjectRef[Large | None]] = {}
+        upstream: dict[TaskId, tuple[int, ray.ObjectRef[Large | None]]] = {}
         assignments = [
             Assignment.of(
                 taken.job,
@@ -241,11 +242,12 @@ class RayTaskDispatcher:
                 mailbox=self.starts.mailbox,
                 log_bytes=self._max_log_bytes,
                 span_export=self.span_export,
+                call=call.number,
             )
             for taken in call.attempts
         ]
         call.sources = tuple(upstream)
-        return assignments, [*upstream.values()]
+        return assignments, [reference for _, reference in upstream.values()]
 
     def _count_back(self, call: WorkerCall) -> None:
         for _ in range(call.counted):
@@ -271,8 +273,10 @@ class RayTaskDispatcher:
             except Exception as problem:
                 self._fell(call, problem)
             else:
-                self._deliver(call, ends)
-                self._give_back(call)
+                try:
+                    self._deliver(call, ends)
+                finally:
+                    self._give_back(call)
         self._pump_soon()
 
     def _deliver(self, call: WorkerCall, ends: Mapping[int, bytes]) -> None:
@@ -286,7 +290,9 @@ class RayTaskDispatcher:
                 # What it came after has succeeded, and still nobody wants it.
                 del self._attempts[taken.key]
             else:
-                end = self._end_of(taken, frame)
+                end, logged = end_of(taken, frame)
+                if logged is not None:
+                    self._report(taken.job.run_id, logged)
                 if call.recalled and isinstance(end, TaskLost) and not taken.started:
                     self._enqueue(taken)  # It had just begun, and was interrupted.
                 else:
@@ -315,27 +321,19 @@ class RayTaskDispatcher:
             self._give_back(call)
         elif call.recalled and is_lost(problem) and not any(each.started for each in call.owed):
             self._give_back(call)
-        elif len(call.attempts) > 1:
+        elif len(call.attempts) > 1 and not any(each.started or each.begun for each in call.owed):
             self._give_back(call, alone=True)
         else:
+            # It was alone, or had the call for itself.
             kind = TaskLost if is_lost(problem) else TaskFailed
             for taken in call.owed:
                 taken.call = None
                 job = taken.job
-                self._end(taken, kind(job.task_id, job.attempt, time.time(), explain(problem)))
-
-    def _end_of(self, taken: Attempt, frame: bytes) -> TaskSucceeded | TaskFailed | TaskLost:
-        job = taken.job
-        try:
-            entries, frame = wire.split_logs(frame)
-            end = wire.decode_end(frame)
-            if (end.task_id, end.attempt) != (job.task_id, job.attempt):
-                raise wire.FrameError("the report of another attempt")
-        except wire.FrameError as problem:
-            return TaskFailed(job.task_id, job.attempt, time.time(), explain(problem))
-        if entries:
-            self._report(job.run_id, TaskLogged(job.task_id, job.attempt, entries, final=True))
-        return end
+                if taken.ahead:
+                    del self._attempts[taken.key]
+                else:
+                    end = kind(job.task_id, job.attempt, time.time(), explain(problem))
+                    self._end(taken, end)
 
     def _end(
         self,
@@ -356,23 +354,36 @@ class RayTaskDispatcher:
             self.held.keep(job.run_id, job.task_id, large)
         self._report(job.run_id, end)
 
-    def _heard_start(self, run_id: RunId, started: TaskStarted, ends: bytes) -> None:
-        taken = self._attempts.get((run_id, started.task_id, started.attempt))
-        if taken is None or taken.started:
+    def _heard_start(self, note: wire.StartNote) -> None:
+        started = note.started
+        taken = self._attempts.get((note.run_id, started.task_id, started.attempt))
+        call = None if taken is None else taken.call
+        if taken is None or call is None or call.number != note.call:
+            # It has ended, or waits for another call, as this one is lost.
             return
-        call = taken.call
-        if call is not None and len(call.attempts) > 1:
+        if len(call.owed) > 1:
             # It takes longer than was expected, and has its call for itself from now on.
             try:
-                self._deliver(call, wire.decode_ends(ends, len(call.attempts), first=False))
+                self._deliver(call, wire.decode_ends(note.ends, len(call.attempts), first=False))
             except wire.FrameError as error:
-                # They come again when the call ends.
+                # They come again, with the next note or when the call ends.
                 _logger.warning("the ends in a note of a start are not readable: %s", error)
                 return
             self._give_back(call, kept=taken)
-        if not taken.ahead:
+        self._tell_start(taken, started)
+
+    def _heard_logs(self, run_id: RunId, logged: TaskLogged) -> None:
+        # It may be an attempt of a dispatcher beside this one. Of what nobody has asked for, the end tells all.
+        taken = self._attempts.get((run_id, logged.task_id, logged.attempt))
+        if taken is None or not taken.ahead:
+            self._report(run_id, logged)
+
+    def _tell_start(self, taken: Attempt, started: TaskStarted) -> None:
+        if taken.ahead:
+            taken.begun = started
+        elif not taken.started and self._attempts.get(taken.key) is taken:
             taken.started = True
-            self._report(run_id, started)
+            self._report(taken.job.run_id, started)
 
     def exclude(self, nodes: frozenset[NodeId]) -> None:
         """What has not begun may run on all nodes but these; what Ray has of it is taken back.
@@ -408,7 +419,7 @@ class RayTaskDispatcher:
             return {taken.job.task_id: "a free worker" for taken in queued}
         short = {shape: shortage(shape, rooms) for shape in {taken.shape for taken in queued}}
         return {
-            taken.job.task_id: short[taken.shape] or _waits_for(taken)
+            taken.job.task_id: short[taken.shape] or waits_for(taken)
             for taken in queued
             if not taken.started
         }
@@ -484,16 +495,3 @@ class RayTaskDispatcher:
             await asyncio.wait(self._in_flight.values(), timeout=_CLOSE_WAIT)
         self._attempts.clear()
         self.held.clear()
-
-
-def _waits_for(taken: Attempt) -> str:
-    """What an attempt for which there is room waits for."""
-    if taken.code is None:
-        return "its code, which is being read"
-    if taken.call is None:
-        return "tasks of other runs that are before it"
-    if taken.shape.runtime_env:
-        if "pip" in json.loads(taken.shape.runtime_env):
-            return "its environment: the pip packages of its runtime_env are installed where it will run"
-        return "a worker process, with what its runtime_env asks for"
-    return "a worker process"

@@ -116,7 +116,7 @@ def announce(assigned: Assignment, placement: Placement, ends: bytes = b"") -> N
     The report of its own end makes up for what is not heard.
     """
     started = TaskStarted(assigned.task_id, assigned.attempt, placement)
-    note = wire.encode_start(assigned.run_id, started, ends)
+    note = wire.encode_start(wire.StartNote(assigned.run_id, started, assigned.call, ends))
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         _mailbox(assigned.mailbox).push.remote(note)
 

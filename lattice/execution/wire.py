@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lattice.errors import UserCodeError
-from lattice.ids import RunId, TaskId
+from lattice.ids import NodeId, RunId, TaskId
 from lattice.ports.execution import CallResult, LogEntry, TaskLogged
 from lattice.workflow.events import (
     ErrorInfo,
@@ -34,7 +34,7 @@ _ERROR = re.compile(r"\[lattice-error:([A-Za-z0-9+/=]+)\]")
 
 #: More than anything prints; what JavaScript counts up to.
 MAX_OFFSET = 2**53
-#: Longest name of a level or a logger; latest time of an entry.
+#: Longest name of a level or a logger; latest time of anything.
 _MAX_NAME = 200
 _MAX_TIME = 2.5e11
 
@@ -104,8 +104,12 @@ def decode_end(frame: bytes) -> End:
     """The end that a worker reported. Raises FrameError."""
     try:
         header, blobs = _unframe(frame)
-        task_id, attempt, at = header["task"], header["attempt"], header["at"]
-        placement = Placement(*header["placement"]) if "placement" in header else None
+        task_id, attempt, at = (
+            TaskId(str(header["task"])),
+            int(header["attempt"]),
+            _time(header["at"]),
+        )
+        placement = _decode_placement(header["placement"]) if "placement" in header else None
         if "error" in header:
             error = _decode_error(header["error"])
             if header["lost"]:
@@ -115,10 +119,14 @@ def decode_end(frame: bytes) -> End:
             raise KeyError("placement")
         inline = iter(blobs)
         values = {
-            key: Value(size, next(inline) if is_inline else None, location)
+            str(key): Value(
+                int(size),
+                next(inline) if is_inline else None,
+                None if location is None else str(location),
+            )
             for key, size, location, is_inline in header["values"]
         }
-        return TaskSucceeded(task_id, attempt, at, placement, header["result"], values)
+        return TaskSucceeded(task_id, attempt, at, placement, dict(header["result"]), values)
     except Exception as error:
         raise FrameError(type(error).__name__) from error
 
@@ -144,18 +152,34 @@ def decode_ends(frame: bytes, attempts: int, *, first: bool) -> dict[int, bytes]
         raise FrameError(type(error).__name__) from error
 
 
-def encode_start(run_id: RunId, started: TaskStarted, ends: bytes = b"") -> bytes:
-    """The note that an attempt has begun; `ends` are those that shared its call and came before it."""
+@dataclass(frozen=True, slots=True)
+class StartNote:
+    """The note that an attempt has begun.
+
+    `call` is the number that the dispatcher gave to its call, `ends` the frame of the ends of those that shared the
+    call and came before it.
+    """
+
+    run_id: RunId
+    started: TaskStarted
+    call: int = 0
+    ends: bytes = b""
+
+
+def encode_start(note: StartNote) -> bytes:
+    """The frame of a note."""
+    started = note.started
     where = _placement(started.placement)
-    return _frame([run_id, started.task_id, started.attempt, *where], [ends])
+    return _frame([note.run_id, started.task_id, started.attempt, note.call, *where], [note.ends])
 
 
-def decode_start(frame: bytes) -> tuple[RunId, TaskStarted, bytes]:
-    """The run and the start that a worker announced, and the frame of the ends before it. Raises FrameError."""
+def decode_start(frame: bytes) -> StartNote:
+    """The note that a worker left. Raises FrameError."""
     try:
         header, (ends,) = _unframe(frame)
-        run_id, task_id, attempt, *placement = header
-        return RunId(run_id), TaskStarted(TaskId(task_id), attempt, Placement(*placement)), ends
+        run_id, task_id, attempt, call, *where = header
+        started = TaskStarted(TaskId(str(task_id)), int(attempt), _decode_placement(where))
+        return StartNote(RunId(str(run_id)), started, int(call), ends)
     except Exception as error:
         raise FrameError(type(error).__name__) from error
 
@@ -283,6 +307,30 @@ def _placement(placement: Placement) -> list[object]:
             round(placement.batching, 6),
         ]
     return where
+
+
+def _decode_placement(fields: list[Any]) -> Placement:
+    node_id, node_ip, at, *replica = fields
+    if not replica:
+        return Placement(NodeId(str(node_id)), str(node_ip), _time(at))
+    name, size, starting, batching = replica
+    return Placement(
+        NodeId(str(node_id)),
+        str(node_ip),
+        _time(at),
+        str(name),
+        int(size),
+        starting=_time(starting),
+        batching=_time(batching),
+    )
+
+
+def _time(found: Any) -> float:
+    """Seconds that can be counted with, whatever user code has made of its process's clock."""
+    seconds = float(found)
+    if not 0 <= seconds < _MAX_TIME:
+        raise ValueError("a time")
+    return seconds
 
 
 def _decode_entries(found: list[Any]) -> tuple[LogEntry, ...]:

@@ -64,20 +64,30 @@ class Catalogue:
         self._counts = dict(counts)
         self._secrets = secrets
         self._workflows: OrderedDict[WorkflowId, Workflow] = OrderedDict()
+        self._loading: dict[WorkflowId, asyncio.Future[None]] = {}
 
     async def workflow(self, workflow_id: WorkflowId) -> Workflow:
         """Raises WorkflowNotFoundError."""
-        if workflow_id not in self._workflows:
+        # All who ask meanwhile share a look into the store, and look again if it was deleted since then: what was
+        # read before must not come back.
+        while workflow_id not in self._workflows:
+            if workflow_id not in self._loading:
+                self._loading[workflow_id] = asyncio.ensure_future(self._load(workflow_id))
+            await asyncio.shield(self._loading[workflow_id])
+        self._workflows.move_to_end(workflow_id)
+        return self._workflows[workflow_id]
+
+    async def _load(self, workflow_id: WorkflowId) -> None:
+        try:
             # What was evicted may have writes that are not durable yet.
             await self._journal.barrier()
             record = await asyncio.to_thread(self._store.load_workflow, workflow_id)
             if record is None:
                 raise WorkflowNotFoundError(workflow_id)
-            if workflow_id not in self._workflows:
-                tasks = [Task.from_document(json.loads(text)) for text in record.tasks]
-                self.keep(Workflow(workflow_id, tasks, record.edges, record.tenant))
-        self._workflows.move_to_end(workflow_id)
-        return self._workflows[workflow_id]
+            tasks = [Task.from_document(json.loads(text)) for text in record.tasks]
+            self.keep(Workflow(workflow_id, tasks, record.edges, record.tenant))
+        finally:
+            del self._loading[workflow_id]
 
     def create(self, tenant: Tenant | None) -> tuple[Workflow, list[Write]]:
         """A new workflow without tasks. Raises TooLargeError."""
@@ -190,6 +200,7 @@ class Catalogue:
             blobs[blob.digest] = blob
             writes.append(_put(workflow_id, task))
         writes += blobs.values()
+        self._check_edges(len(set(edges)))
         # All at once, and then one look at the whole: edge by edge would take the square of the time.
         workflow = Workflow(workflow_id, saved.values(), tenant=tenant)
         workflow.add_edges(edges)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lattice.errors import InvalidRequestError, WorkerNotFoundError
 from lattice.ids import NodeId, Tenant
 from lattice.ports.execution import Definition, EngineNode
 from lattice.ports.secrets import key_of
-from lattice.ports.store import PutNode
+from lattice.ports.store import DeleteNode, PutNode
 from lattice.workflow import checks
 from lattice.workflow.placement import Capacity, gpu_share
 from lattice.workflow.task import Task
@@ -23,10 +23,13 @@ from lattice.workflow.task import Task
 
 @dataclass(frozen=True, slots=True)
 class _Node:
+    """`joined`: the engine had a node of that id, which does not come back under it once it is gone."""
+
     node_id: NodeId
     node_ip: str
     resources: Mapping[str, object]
     connected: bool
+    joined: bool = False
 
     def write(self) -> PutNode:
         document = {
@@ -34,6 +37,7 @@ class _Node:
             "node_ip": self.node_ip,
             "resources": self.resources,
             "connected": self.connected,
+            "joined": self.joined,
         }
         return PutNode(self.node_id, json.dumps(document))
 
@@ -57,20 +61,34 @@ class NodeRegistry:
             self._nodes[node.node_id] = node
         self._match()
 
-    def connect(self, node_id: NodeId, node_ip: str, resources: Mapping[str, object]) -> PutNode:
-        """Registers a node, or changes or reconnects one. Raises InvalidRequestError."""
+    def connect(
+        self, node_id: NodeId, node_ip: str, resources: Mapping[str, object]
+    ) -> list[PutNode | DeleteNode]:
+        """Registers a node, or changes or reconnects one. Raises InvalidRequestError.
+
+        What had joined from its address and is gone is forgotten: this one has taken its place.
+        """
         _check_resources(resources)
-        node = _Node(node_id, node_ip, resources, connected=True)
+        joined = any(node.node_id == node_id for node in self._engine)
+        node = _Node(node_id, node_ip, resources, connected=True, joined=joined)
         self._nodes[node_id] = node
         self._match()
-        return node.write()
+        present = set(self._names.values())
+        left = [
+            each.node_id
+            for each in self._nodes.values()
+            if each.node_ip == node_ip and each.joined and each.node_id not in present
+        ]
+        for each in left:
+            del self._nodes[each]
+        return [node.write(), *map(DeleteNode, left)]
 
     def disconnect(self, node_id: NodeId) -> PutNode:
         """Places nothing new on a node. Raises WorkerNotFoundError."""
         if node_id not in self._nodes:
             raise WorkerNotFoundError(node_id)
         old = self._nodes[node_id]
-        node = _Node(node_id, old.node_ip, old.resources, connected=False)
+        node = replace(old, connected=False)
         self._nodes[node_id] = node
         self._match()
         return node.write()
@@ -79,6 +97,10 @@ class NodeRegistry:
         """Takes note of the nodes that the engine has now."""
         self._engine = engine
         self._match()
+
+    def gone(self, engine_ids: frozenset[NodeId]) -> frozenset[NodeId]:
+        """Those of the engine's ids that it does not have any more."""
+        return engine_ids.difference(node.node_id for node in self._engine)
 
     def capacities(self, *, disconnected: bool = False) -> list[Capacity]:
         """What the nodes have on which something new may be placed; on request also the disconnected ones."""
@@ -90,16 +112,16 @@ class NodeRegistry:
 
     @property
     def gpu_memories(self) -> list[float]:
-        """The memory, in MiB, of each GPU of the connected nodes."""
+        """The memory, in MiB, of each GPU of the connected nodes that the engine has."""
         return self._gpu_memories
 
     def all_gpu_memories(self, *, disconnected: bool = True) -> list[float]:
-        """The same of all registered nodes."""
+        """The same of all registered nodes that the engine has."""
         return [
             float(str(gpu["gpu_mem"]))
-            for node in self._nodes.values()
-            if disconnected or node.connected
-            for gpu in _gpus(node.resources)
+            for node_id in self._names.values()
+            if disconnected or self._nodes[node_id].connected
+            for gpu in _gpus(self._nodes[node_id].resources)
             if "gpu_mem" in gpu
         ]
 
@@ -161,7 +183,6 @@ class NodeRegistry:
         return found
 
     def _match(self) -> None:
-        self._gpu_memories = self.all_gpu_memories(disconnected=False)
         names = {node.node_id: node.node_id for node in self._engine if node.node_id in self._nodes}
         taken = set(names.values())
         for registered in self._nodes.values():
@@ -172,6 +193,7 @@ class NodeRegistry:
                     names[node.node_id] = registered.node_id
                     break
         self._names = names
+        self._gpu_memories = self.all_gpu_memories(disconnected=False)
         self.excluded = frozenset(
             engine_id for engine_id, name in names.items() if not self._nodes[name].connected
         )

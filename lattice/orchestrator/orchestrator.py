@@ -449,7 +449,7 @@ class Orchestrator:
         parts = self._parts
         await parts.refresh_nodes(fresh=0.0)
         parts.journal.check()
-        await parts.journal.append([parts.nodes.connect(node_id, node_ip, resources)])
+        await parts.journal.append(parts.nodes.connect(node_id, node_ip, resources))
         parts.exclude_nodes()
 
     async def disconnect_worker(self, node_id: NodeId) -> None:

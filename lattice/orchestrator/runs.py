@@ -15,7 +15,7 @@ import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lattice.errors import (
@@ -60,6 +60,7 @@ from lattice.workflow.events import (
     TaskSucceeded,
     TimerFired,
 )
+from lattice.workflow.following import following
 from lattice.workflow.graph import Binding
 from lattice.workflow.messages import Message, MessageType
 from lattice.workflow.run import Run
@@ -258,7 +259,7 @@ class Runs:
                     now = self._clock.now()
                     self._step(run_id, TaskFailed(task_id, progress.attempt, now, info))
 
-    def ahead(self, run_id: RunId, task_ids: Sequence[TaskId], limit: int) -> list[Job]:
+    def ahead(self, run_id: RunId, task_ids: Sequence[TaskId]) -> Iterator[Job]:
         """The jobs that follow when tasks of a run succeed; see `lattice.ports.execution.Ahead`.
 
         None while the database is away, as what would begin has to wait then, and none of a tenant whose tasks
@@ -266,13 +267,11 @@ class Runs:
         """
         live = self._live.get(run_id)
         if live is None or self._journal.outage is not None:
-            return []
+            return
         if self._quotas.bounds(live.run.graph.tenant):
-            return []
-        return [
-            self._job(live, task_id, live.run.tasks[task_id].attempt + 1, after)
-            for task_id, after in live.run.following(task_ids, limit)
-        ]
+            return
+        for task_id, after in following(live.run, task_ids):
+            yield self._job(live, task_id, live.run.tasks[task_id].attempt + 1, after)
 
     def stop(self) -> None:
         """Ends what runs, for the next orchestrator to run it again. Later events change nothing."""

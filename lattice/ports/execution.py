@@ -5,7 +5,7 @@ Every dispatcher passes one suite in `tests/contract/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -194,9 +194,9 @@ class TaskLogged:
 
 Report = TaskStarted | TaskLogged | TaskSucceeded | TaskFailed | TaskLost
 
-#: The jobs of a run, up to a number and in a topological order, that will be submitted once the given tasks, which
-#: are under way, have succeeded, and those of these jobs that come before them.
-Ahead = Callable[[RunId, Sequence[TaskId], int], Sequence[Job]]
+#: The jobs of a run, in a topological order, that will be submitted once the given tasks, which are under way, have
+#: succeeded, and those of these jobs that come before them. Each is made when it is asked for, at once.
+Ahead = Callable[[RunId, Sequence[TaskId]], Iterable[Job]]
 
 
 class Dispatcher(Protocol):

@@ -124,6 +124,13 @@ class PutNode:
 
 
 @dataclass(frozen=True, slots=True)
+class DeleteNode:
+    """A worker node is registered no longer."""
+
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class PutReply:
     """What was answered to the request that carried an idempotency key; `fingerprint` tells requests apart."""
 
@@ -158,6 +165,7 @@ Write = (
     | AppendMessage
     | FinishRun
     | PutNode
+    | DeleteNode
     | PutReply
     | PutLog
     | Removal

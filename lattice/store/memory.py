@@ -30,6 +30,7 @@ from lattice.ports.removal import (
 from lattice.ports.store import (
     AppendMessage,
     DeleteEdge,
+    DeleteNode,
     DeleteTask,
     FinishRun,
     LogRecord,
@@ -370,6 +371,8 @@ class MemoryStore:
                 self._printed.setdefault(write.run_id, {})[place] = write.document
             case PutNode():
                 self._nodes[write.node_id] = write.document
+            case DeleteNode():
+                self._nodes.pop(write.node_id, None)
             case PutReply():
                 self._replies.setdefault(
                     write.key, ReplyRecord(write.key, write.fingerprint, write.document)

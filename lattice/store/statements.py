@@ -12,6 +12,7 @@ from lattice.ports.removal import Removal
 from lattice.ports.store import (
     AppendMessage,
     DeleteEdge,
+    DeleteNode,
     DeleteTask,
     FinishRun,
     PutBlob,
@@ -55,6 +56,9 @@ class WriteStatements:
         #: A new task comes last, a changed one stays where it is.
         self.put_task = _upsert(
             dialect, tables.tasks, ["workflow_id", "task_id"], ["document", "code"]
+        )
+        self.delete_node = delete(tables.nodes).where(
+            tables.nodes.c.node_id == bindparam("node_id")
         )
         self.delete_task = delete(tables.tasks).where(
             tables.tasks.c.workflow_id == bindparam("workflow_id"),
@@ -103,7 +107,7 @@ class WriteStatements:
 
         Many rows for one statement cost a small part of as many statements, so the writes of a kind
         are put together across the others. That changes nothing where two kinds touch different
-        tables, nor for a run, which is put before it is finished. Only edits of workflows depend
+        tables, nor for a run, which is put before it is finished. Only edits of workflows and nodes depend
         on what is between them (a deleted task takes edges along): of those, neighbours of the same
         kind are put together. Removals come last, so that what is put beside them counts as in use.
         """
@@ -118,7 +122,6 @@ class WriteStatements:
             self.put_value: [],
             self.put_log: [],
             self.finish_run: [],
-            self.put_node: [],
             self.put_reply: [],
         }
 
@@ -187,9 +190,7 @@ class WriteStatements:
                         }
                     )
                 case PutNode():
-                    of_kind[self.put_node].append(
-                        {"node_id": write.node_id, "document": write.document}
-                    )
+                    edit(self.put_node, {"node_id": write.node_id, "document": write.document})
                 case PutWorkflow():
                     of_kind[self.put_workflow].append(
                         {
@@ -212,6 +213,8 @@ class WriteStatements:
                     row: Row = {"workflow_id": write.workflow_id, "task_id": write.task_id}
                     edit(self.delete_task, row)
                     edit(self.delete_edges_of_task, row)
+                case DeleteNode():
+                    edit(self.delete_node, {"node_id": write.node_id})
                 case PutEdge():
                     edit(self.put_edge, _edge_row(write))
                 case DeleteEdge():

@@ -34,8 +34,8 @@ message.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from lattice.errors import InvalidTransitionError
@@ -184,35 +184,6 @@ class Run:
     def counts(self) -> dict[str, int]:
         """How many tasks are in each state that occurs."""
         return dict(Counter(progress.state.value for progress in self.tasks.values()))
-
-    def following(
-        self, task_ids: Sequence[TaskId], limit: int
-    ) -> list[tuple[TaskId, tuple[TaskId, ...]]]:
-        """What becomes ready once `task_ids` and then those here have succeeded, in a topological order.
-
-        Each comes with the tasks upstream that have not succeeded yet. At most `limit` of them.
-        """
-        expected = set(task_ids)
-        found: list[tuple[TaskId, tuple[TaskId, ...]]] = []
-        sources = deque(task_ids)
-        while sources and len(found) < limit:
-            for task_id in self.graph.downstream[sources.popleft()]:
-                progress = self.tasks[task_id]
-                if progress.state is not TaskState.WAITING or task_id in expected:
-                    continue
-                # Looked at only where few are missing: a task that joins a thousand is not for each of them.
-                if progress.missing > len(expected):
-                    continue
-                after = tuple(
-                    each
-                    for each in self.graph.upstream[task_id]
-                    if self.tasks[each].state is not TaskState.SUCCEEDED
-                )
-                if expected.issuperset(after) and len(found) < limit:
-                    expected.add(task_id)
-                    sources.append(task_id)
-                    found.append((task_id, after))
-        return found
 
     # -- decisions ---------------------------------------------------------------------------
 

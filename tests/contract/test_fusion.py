@@ -37,11 +37,11 @@ def where(params: Params) -> Params:
     print("in", params.get("x"))
     if params.get("fail"):
         raise ValueError(params["fail"])
-    if params.get("die"):
-        os._exit(1)
     until = params.get("until")
     while until and not os.path.exists(until):
         time.sleep(0.01)
+    if params.get("die"):
+        os._exit(1)
     if params.get("mark"):
         with open(params["mark"], "a") as file:
             file.write(f"{params['x']}\n")
@@ -76,7 +76,7 @@ class ShortTasks(Bench):
         """From now on, jobs count as short however long they take."""
         self.dispatcher._durations.observe = lambda *_: None  # type: ignore[attr-defined]
 
-    def _ahead(self, run_id: RunId, task_ids: Sequence[TaskId], limit: int) -> list[Job]:
+    def _ahead(self, run_id: RunId, task_ids: Sequence[TaskId]) -> list[Job]:
         expected = set(task_ids)
         found = []
         for job in self.following:
@@ -84,7 +84,7 @@ class ShortTasks(Bench):
             if expected.issuperset(missing) and job.task_id not in expected:
                 expected.add(job.task_id)
                 found.append(replace(job, after=missing))
-        return found[:limit]
+        return found
 
     def _report(self, run_id: RunId, report: Report) -> None:
         super()._report(run_id, report)
@@ -226,6 +226,41 @@ async def test_one_that_takes_long_holds_up_nobody(bench: ShortTasks, tmp_path: 
     go.touch()
     assert isinstance(await bench.end(slow), TaskSucceeded)
     assert sorted(map(int, mark.read_text().split())) == [*range(12)]
+
+
+async def test_one_that_takes_long_and_kills_its_process_is_lost(
+    bench: ShortTasks, tmp_path: Path
+) -> None:
+    """It had the call for itself, so it is known who died."""
+    go = tmp_path / "go"
+    jobs = [bench.short("a", 1), bench.short("b", 2, until=str(go), die=True), bench.short("c", 3)]
+    bench.remember_nothing()
+    for job in jobs:
+        bench.dispatcher.submit(job)
+    await bench.started(jobs[1])
+    for job in (jobs[0], jobs[2]):
+        assert isinstance(await bench.end(job), TaskSucceeded)
+    go.touch()
+    assert isinstance(await bench.end(jobs[1]), TaskLost)
+
+
+async def test_one_that_was_begun_ahead_is_told_of_when_it_is_asked_for(
+    bench: ShortTasks, tmp_path: Path
+) -> None:
+    """As when the database was away meanwhile: it runs once, and its start is told then."""
+    go, mark = tmp_path / "go", tmp_path / "mark"
+    first = bench.short("a", 1)
+    follower = bench.short("b", after="a", until=str(go), mark=str(mark))
+    bench.dispatcher._fusing._ahead = lambda *_: [follower]  # type: ignore[attr-defined]
+    (end,) = await bench.submit([first])
+    assert isinstance(end, TaskSucceeded)
+    assert (RunId("r"), TaskId("b")) not in bench.reports
+    arguments = (*follower.arguments[:-1], replace(follower.arguments[-1], value=end.values["x"]))
+    bench.dispatcher.submit(replace(follower, arguments=arguments, after=()))
+    await bench.started(follower)
+    go.touch()
+    assert isinstance(await bench.end(follower), TaskSucceeded)
+    assert mark.read_text() == "1\n"
 
 
 async def test_a_chain_runs_in_few_calls(bench: ShortTasks) -> None:

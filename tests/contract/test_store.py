@@ -20,6 +20,7 @@ from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.store import (
     AppendMessage,
     DeleteEdge,
+    DeleteNode,
     DeleteTask,
     FinishRun,
     PutBlob,
@@ -312,6 +313,10 @@ def test_nodes_come_in_the_order_in_which_they_were_first_put(
     commit(PutNode(NodeId("z"), "1"), PutNode(NodeId("a"), "2"))
     commit(PutNode(NodeId("m"), "3"), PutNode(NodeId("z"), "4"), PutNode(NodeId("z"), "5"))
     assert store.load_nodes() == ["5", "2", "3"]
+    commit(DeleteNode(NodeId("a")), DeleteNode(NodeId("nobody")))
+    assert store.load_nodes() == ["5", "3"]
+    commit(DeleteNode(NodeId("m")), PutNode(NodeId("m"), "6"), DeleteNode(NodeId("z")))
+    assert store.load_nodes() == ["6"]
 
 
 def test_the_first_reply_to_a_key_stands(store: Store, commit: Callable[..., None]) -> None:

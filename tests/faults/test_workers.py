@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.machines import Machine, Worker, machine
@@ -119,6 +120,10 @@ def test_a_worker_joins_gets_work_and_leaves_when_that_is_done(
         "its turn",
         lambda: (tasks(rest, waits)["work2"]["waiting_for"] or "").startswith("a free CPU"),
     )
+    # The key is the operator's, and what runs on the node is everybody's.
+    node = psutil.Process(worker.process.pid).children(recursive=True)
+    assert any("raylet" in process.name() for process in node)
+    assert not any("LATTICE_API_KEY" in process.environ() for process in node)
     worker.process.send_signal(signal.SIGTERM)
     worker.says("leaving")
     wait_for(

@@ -9,6 +9,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import websockets.exceptions
@@ -18,6 +19,13 @@ from tests.running import wait_for
 from tests.service.rest import Rest, inputs
 
 STEP = "import time\ndef step(p):\n    time.sleep(p['s'])\n    return {'out': 1}\n"
+WAITS = """
+import os, time
+def waits(p):
+    while not os.path.exists(p["gate"]):
+        time.sleep(0.01)
+    return {"out": 1}
+"""
 
 
 def chain(rest: Rest, length: int, seconds: float) -> str:
@@ -112,9 +120,12 @@ def test_a_foreign_page_cannot_open_a_socket(rest: Rest) -> None:
     assert caught.value.response.status_code == 403
 
 
-def test_leaving_disturbs_nobody(rest: Rest) -> None:
+def test_leaving_disturbs_nobody(rest: Rest, tmp_path: Path) -> None:
     """Fifty that leave in the middle, rudely; the run and those who stay are as before."""
-    workflow_id = chain(rest, 3, 0.5)
+    gate = tmp_path / "gate"
+    workflow_id = rest.workflow()
+    waits = rest.task(workflow_id, "waits", WAITS, task_input=inputs(gate=str(gate)))
+    rest.task(workflow_id, "step", STEP, task_input=inputs(s=0, x=f"@{waits}.out"))
     run_id = rest.run(workflow_id)
     address = f"{rest.url.replace('http', 'ws')}/get_workflow_res/{workflow_id}/{run_id}"
     with ExitStack() as stack:
@@ -122,7 +133,10 @@ def test_leaving_disturbs_nobody(rest: Rest) -> None:
             leaving = stack.enter_context(websockets.sync.client.connect(address))
             leaving.recv(timeout=30)
             leaving.socket.shutdown(socket.SHUT_RDWR)
-    assert len(rest.messages(workflow_id, run_id)) == 7
+        stays = stack.enter_context(websockets.sync.client.connect(address))
+        gate.touch()
+        assert len([*stays]) == 5
+    assert len(rest.messages(workflow_id, run_id)) == 5
 
 
 def test_server_sent_events(rest: Rest) -> None:

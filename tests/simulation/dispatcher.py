@@ -201,7 +201,8 @@ class SimulatedDispatcher:
 
     def _ask_ahead(self, attempt: Attempt) -> None:
         job = attempt.job
-        jobs = self._ahead(job.run_id, [job.task_id], self._nature.choice((1, 2, 5)))
+        followers = self._ahead(job.run_id, [job.task_id])
+        jobs = [*itertools.islice(followers, self._nature.choice((1, 2, 5)))]
         self._ledger.told_ahead(self._account, job, jobs)
         self._company[job.run_id, job.task_id, job.attempt] = jobs
 

@@ -218,20 +218,18 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @FAULTS.does("tells ahead what does not follow yet")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def broken(
-        self: Run, task_ids: Sequence[TaskId], limit: int
-    ) -> list[tuple[TaskId, tuple[TaskId, ...]]]:
-        return [(each, tuple(task_ids)) for each in self.graph.downstream[task_ids[0]][:limit]]
+    def broken(run: Run, task_ids: Sequence[TaskId]) -> list[tuple[TaskId, tuple[TaskId, ...]]]:
+        return [(each, tuple(task_ids)) for each in run.graph.downstream[task_ids[0]]]
 
-    patch.setattr(Run, "following", broken)
+    patch.setattr("lattice.orchestrator.runs.following", broken)
 
 
 @FAULTS.does("tells ahead another job than will be submitted")
 def _(patch: pytest.MonkeyPatch) -> None:
     ahead = Runs.ahead
 
-    def broken(self: Runs, run_id: RunId, task_ids: Sequence[TaskId], limit: int) -> list[Job]:
-        jobs = ahead(self, run_id, task_ids, limit)
+    def broken(self: Runs, run_id: RunId, task_ids: Sequence[TaskId]) -> list[Job]:
+        jobs = ahead(self, run_id, task_ids)
         return [replace(job, name=f"{job.name} of another") for job in jobs]
 
     patch.setattr(Runs, "ahead", broken)

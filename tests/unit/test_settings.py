@@ -50,3 +50,11 @@ def test_policies_that_make_no_sense_are_refused(given: dict[str, float]) -> Non
     with pytest.raises(ValidationError):
         LatticeSettings(**given)  # type: ignore[arg-type]  # refused, whatever it is
     assert LatticeSettings(retention_seconds=None, retention_runs=None).retention_runs is None
+
+
+def test_what_stands_in_a_wrong_place_is_not_shown() -> None:
+    """It may be a key."""
+    with pytest.raises(ValidationError) as refused:
+        LatticeSettings.model_validate({"api_key": "lattice_secret"})
+    assert "api_key" in str(refused.value)
+    assert "lattice_secret" not in str(refused.value)

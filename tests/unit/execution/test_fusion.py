@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,15 @@ from lattice.execution.attempt import Assignment
 from lattice.execution.fusion import Fusion
 from lattice.ids import Digest, NodeId, RunId, TaskId
 from lattice.ports.execution import Argument
-from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskSucceeded, Value
+from lattice.workflow.events import (
+    ErrorInfo,
+    Placement,
+    TaskFailed,
+    TaskLost,
+    TaskStarted,
+    TaskSucceeded,
+    Value,
+)
 from lattice.workflow.task import Code, CodeForm
 
 PLACEMENT = Placement(NodeId("n"), "127.0.0.1", 1.0)
@@ -115,6 +124,24 @@ def test_one_that_takes_long_has_the_call_for_itself() -> None:
     fused.ended(succeeded("b"), large=False)
     assert next_of(fused) == ""
     assert [*ends_of(fused.frame(), 3)] == [0, 1]
+
+
+@pytest.mark.parametrize("at", [None, "soon", float("nan"), float("inf"), -1.0, 1e300, [1]])
+def test_times_that_cannot_be_counted_with_are_refused(at: object) -> None:
+    """As user code may leave its process with another clock, and the process reports others after it."""
+    end = TaskSucceeded(TaskId("a"), 1, at, PLACEMENT, {"y": 7}, {"y": NUMBER})  # type: ignore[arg-type]
+    with pytest.raises(wire.FrameError):
+        wire.decode_end(wire.encode_end(end))
+    started = TaskStarted(TaskId("a"), 1, replace(PLACEMENT, at=at))  # type: ignore[arg-type]
+    with pytest.raises(wire.FrameError):
+        wire.decode_start(wire.encode_start(wire.StartNote(RunId("r"), started)))
+
+
+def test_a_note_is_read_as_it_was_written() -> None:
+    """Also that of a replica."""
+    for place in (PLACEMENT, replace(PLACEMENT, replica="x", batch_size=3, starting=0.5)):
+        note = wire.StartNote(RunId("r"), TaskStarted(TaskId("a"), 2, place), 7, b"ends")
+        assert wire.decode_start(wire.encode_start(note)) == note
 
 
 def test_a_forged_frame_is_refused() -> None:

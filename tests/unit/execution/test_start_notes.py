@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -57,8 +58,8 @@ def test_the_thread_sleeps_while_it_waits() -> None:
         assert len(sleeps) <= 2 * (number + 1)
 
 
-def test_an_announced_attempt_is_left_alone() -> None:
-    """It is announced once however long it lasts, and the thread waits meanwhile to be woken."""
+def test_an_announced_attempt_is_left_alone_for_a_while() -> None:
+    """The thread waits meanwhile to be woken, and announces again, more and more rarely, what goes on."""
 
     class CountingEvent(threading.Event):
         waits = 0
@@ -67,19 +68,23 @@ def test_an_announced_attempt_is_left_alone() -> None:
             self.waits += 1
             return super().wait(timeout)
 
-    announcer = Announcer(0.0, nap)
+    announcer = Announcer(0.0, nap, again=0.5)
     woken = announcer._wake = CountingEvent()
     for number in range(3):
-        first, second = threading.Event(), threading.Event()
+        times: list[float] = []
+        third = threading.Event()
 
-        def announce(first: threading.Event = first, second: threading.Event = second) -> None:
-            (second if first.is_set() else first).set()
+        def announce(times: list[float] = times, third: threading.Event = third) -> None:
+            times.append(time.monotonic())
+            if len(times) == 3:
+                third.set()
 
         announcer.begin(announce)
-        assert first.wait(LONG)
-        assert not second.wait(0.05)
+        assert third.wait(LONG)
         announcer.end()
-        assert woken.waits <= 2 * (number + 1)
+        assert times[1] - times[0] >= 0.5
+        assert times[2] - times[1] >= 1.0
+        assert woken.waits <= 4 * (number + 1)
 
 
 def test_an_announcement_that_fails_does_not_stop_the_next(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from lattice.errors import (
 )
 from lattice.ids import TaskId, Tenant, WorkflowId
 from lattice.ports.service import Caller, CodeUpload, TaskUpload
+from lattice.workflow.graph import Workflow
 from lattice.workflow.task import CodeForm
 from tests.unit.orchestrator.world import LIMITS, MakeWorld, World, upload
 
@@ -207,3 +209,38 @@ async def test_a_workflow_that_is_deleted_makes_room_and_its_runs_stay(
     world.dispatcher.succeed(run_id, B, out=b"1")
     assert (await world.messages(run_id))[-1] == "finish_workflow"
     assert await world.orchestrator.workflow_tasks(other) == []
+
+
+async def test_a_workflow_that_is_deleted_while_others_read_it_stays_deleted(
+    make_world: MakeWorld,
+) -> None:
+    """What was read before its end does not come back, and it makes room once."""
+    world = await world_with(make_world, max_workflows_per_tenant=2)
+    workflow_id = await world.orchestrator.create_workflow()
+    await world.orchestrator.create_workflow()
+    await world.restart()
+    orchestrator = world.orchestrator
+    ends = await asyncio.gather(
+        orchestrator.delete_workflow(workflow_id),
+        orchestrator.workflow_tasks(workflow_id),
+        orchestrator.delete_workflow(workflow_id),
+        return_exceptions=True,
+    )
+    assert [type(end) for end in ends] == [type(None), WorkflowNotFoundError, WorkflowNotFoundError]
+    with pytest.raises(WorkflowNotFoundError):
+        await orchestrator.add_task(workflow_id, "code", "a")
+    await orchestrator.create_workflow()
+    with pytest.raises(TooLargeError, match="max_workflows_per_tenant"):
+        await orchestrator.create_workflow()
+
+
+async def test_too_many_edges_are_not_linked_first(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body holds a million of them, and linking takes the event loop's time."""
+    orchestrator = (await world_with(make_world, max_edges_per_workflow=1)).orchestrator
+    monkeypatch.delattr(Workflow, "add_edges")
+    with pytest.raises(TooLargeError, match="max_edges_per_workflow: found 2 edges"):
+        await orchestrator.submit_workflow(
+            [upload("a"), upload("b"), upload("c")], [(A, B), (A, C), (A, B)]
+        )

@@ -358,6 +358,35 @@ async def test_nodes_are_matched_named_and_left_alone(world: World) -> None:
         await world.orchestrator.disconnect_worker(NodeId("nobody"))
 
 
+async def test_a_node_takes_the_place_of_what_has_left_its_address(world: World) -> None:
+    """Engines give a new id to what joins again. Others stay: what is there, elsewhere or never was there."""
+    world.dispatcher.engine[:] = [
+        EngineNode(NodeId("left"), "10.0.0.1", 4, 0, 8192),
+        EngineNode(NodeId("beside"), "10.0.0.1", 4, 0, 8192),
+        EngineNode(NodeId("elsewhere"), "10.0.0.2", 4, 0, 8192),
+    ]
+
+    async def connect(node_id: str, address: str) -> None:
+        await world.orchestrator.connect_worker(NodeId(node_id), address, {})
+
+    for node in [*world.dispatcher.engine]:
+        await connect(node.node_id, node.node_ip)
+    await connect("expected", "10.0.0.1")
+    del world.dispatcher.engine[0], world.dispatcher.engine[-1]
+    world.dispatcher.engine.append(EngineNode(NodeId("again"), "10.0.0.1", 4, 0, 8192))
+    await world.restart()
+    await connect("again", "10.0.0.1")
+    for _ in range(2):
+        found = {each["node_id"]: each["status"] for each in await world.orchestrator.workers()}
+        assert found == {
+            "beside": "active",
+            "elsewhere": "waiting",
+            "expected": "waiting",
+            "again": "active",
+        }
+        await world.restart()
+
+
 @pytest.mark.parametrize(
     "resources",
     [

@@ -154,3 +154,30 @@ async def test_workers_say_how_many_tasks_run_on_them(world: World) -> None:
     assert await running() == {"gpu": 0, "head": 1}
     await world.orchestrator.cancel_run(run_id)
     assert await running() == {"gpu": 0, "head": 0}
+
+
+async def test_the_dispatcher_takes_nothing_back_because_a_node_has_left(world: World) -> None:
+    """What waits is not on it any more: it was taken back when the node was disconnected."""
+    await world.orchestrator.submit_workflow([upload("a")], [])
+    await world.orchestrator.disconnect_worker(GPU.node_id)
+    world.dispatcher.engine[:] = [HEAD]
+    await parts(world).placing.look()
+    assert world.dispatcher.excluded == {GPU.node_id}
+    await world.orchestrator.connect_worker(GPU.node_id, GPU.node_ip, {})
+    world.dispatcher.engine[:] = [HEAD, GPU]
+    await parts(world).placing.look()
+    assert world.dispatcher.excluded == frozenset()
+
+
+async def test_the_memory_of_a_lost_gpu_holds_nothing(world: World) -> None:
+    """Though its node is still registered, and another has a GPU, which is too small."""
+    small = EngineNode(NodeId("small"), "10.0.0.3", 4, 1, 8192)
+    world.dispatcher.engine[:] = [HEAD, GPU, small]
+    gpu = {"0": {"gpu_id": 0, "gpu_mem": 4000, "gpu_num": 1}}
+    await world.orchestrator.connect_worker(small.node_id, small.node_ip, {"gpu_resource": gpu})
+    await world.orchestrator.submit_workflow([upload("a", resources={"gpu_mem": 8000})], [])
+    world.dispatcher.engine[:] = [HEAD, small]
+    await parts(world).placing.look()
+    world.clock.advance(30)
+    await parts(world).placing.look()
+    assert world.dispatcher.cancelled == [(A, 1)]
