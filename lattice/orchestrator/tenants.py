@@ -33,13 +33,15 @@ class TenantView:
         return self._everything.for_caller(caller)
 
     async def _check_workflow(self, workflow_id: WorkflowId) -> None:
-        tenant = await self._everything.tenant_of_workflow(workflow_id)
-        if not self._caller.admin and tenant != self._caller.tenant:
+        if self._caller.admin:
+            return
+        if await self._everything.tenant_of_workflow(workflow_id) != self._caller.tenant:
             raise WorkflowNotFoundError(workflow_id)
 
     async def _check_run(self, run_id: RunId) -> None:
-        tenant = await self._everything.tenant_of_run(run_id)
-        if not self._caller.admin and tenant != self._caller.tenant:
+        if self._caller.admin:
+            return
+        if await self._everything.tenant_of_run(run_id) != self._caller.tenant:
             raise RunNotFoundError(run_id)
 
     def _check_operator(self) -> None:

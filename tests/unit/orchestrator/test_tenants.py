@@ -12,7 +12,8 @@ import pytest
 from lattice.errors import AdminOnlyError, ConflictError, NotFoundError
 from lattice.ids import NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.orchestrator import Tenancy
-from lattice.ports.service import Caller, Once, OrchestratorService
+from lattice.ports.service import ANYBODY, Caller, Once, OrchestratorService
+from lattice.ports.store import RunRecord
 from tests.unit.orchestrator.world import MakeWorld, World, upload
 
 pytestmark = pytest.mark.anyio
@@ -124,6 +125,26 @@ async def test_each_tenant_lists_its_own_and_an_admin_all(world: World) -> None:
     assert ids(await seen_by(world, "nobody").list_runs(9)) == []
     ops = seen_by(world, "ops", admin=True)
     assert await ops.cancel_run(nobodys) == await ops.cancel_run(runs["bob"][0]) == "cancelled"
+
+
+@pytest.mark.parametrize("caller", [Caller(Tenant("ops"), admin=True), ANYBODY])
+async def test_whose_a_run_is_is_not_looked_up_for_an_admin(
+    world: World, monkeypatch: pytest.MonkeyPatch, caller: Caller
+) -> None:
+    """Nor for whoever needs no key: the store is asked once, by the request itself."""
+    service = world.orchestrator.for_caller(caller)
+    _, run_id = await service.submit_workflow([upload("a")], [])
+    await service.cancel_run(run_id)
+    await world.messages(run_id)
+    reads, load = [], world.store.load_run
+
+    def read(run_id: RunId) -> RunRecord | None:
+        reads.append(run_id)
+        return load(run_id)
+
+    monkeypatch.setattr(world.store, "load_run", read)
+    await service.delete_run(run_id)
+    assert reads == [run_id]
 
 
 async def test_whose_a_run_is_survives_a_restart_and_a_retry(world: World) -> None:
