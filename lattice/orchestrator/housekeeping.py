@@ -13,7 +13,7 @@ import asyncio
 import logging
 
 from lattice.errors import InvalidRequestError, LatticeError, RunNotFoundError
-from lattice.ids import Digest, RunId, WorkflowId
+from lattice.ids import Digest, RunId, Tenant, WorkflowId
 from lattice.orchestrator.journal import Journal
 from lattice.orchestrator.policies import Retention
 from lattice.ports.environment import Clock
@@ -98,15 +98,20 @@ class Housekeeping:
                 )
             await self._delete([run_id])
 
-    async def delete_runs_of(self, workflow_id: WorkflowId, limit: int) -> int:
-        """Removes up to `limit` finished runs of a workflow; how many it were."""
+    async def delete_runs_of(
+        self, workflow_id: WorkflowId, limit: int, tenant: Tenant | None = None
+    ) -> int:
+        """Removes up to `limit` finished runs of a workflow, with `tenant` its own; how many it were.
+
+        The workflow itself may have been deleted.
+        """
         deleted = 0
         while deleted < limit:
             async with self.lock:
                 await self._journal.barrier()
                 batch = min(self._retention.batch, limit - deleted)
                 found = await asyncio.to_thread(
-                    self._store.finished_runs, batch, workflow_id=workflow_id
+                    self._store.finished_runs, batch, workflow_id=workflow_id, tenant=tenant
                 )
                 await self._delete(found)
             deleted += len(found)

@@ -308,9 +308,11 @@ class Orchestrator:
         """
         await self._parts.housekeeping.delete_run(run_id)
 
-    async def delete_runs(self, workflow_id: WorkflowId, limit: int) -> int:
-        """Removes up to `limit` runs of a workflow that have ended; how many it were."""
-        return await self._parts.housekeeping.delete_runs_of(workflow_id, limit)
+    async def delete_runs(
+        self, workflow_id: WorkflowId, limit: int, *, tenant: Tenant | None = None
+    ) -> int:
+        """Removes up to `limit` runs of a workflow that have ended, with `tenant` its own; how many it were."""
+        return await self._parts.housekeeping.delete_runs_of(workflow_id, limit, tenant)
 
     async def list_runs(
         self,

@@ -138,11 +138,8 @@ class TenantView:
         await self._everything.delete_run(run_id)
 
     async def delete_runs(self, workflow_id: WorkflowId, limit: int) -> int:
-        try:
-            await self._check_workflow(workflow_id)
-        except WorkflowNotFoundError:
-            return 0
-        return await self._everything.delete_runs(workflow_id, limit)
+        tenant = None if self._caller.admin else self._caller.tenant
+        return await self._everything.delete_runs(workflow_id, limit, tenant=tenant)
 
     async def follow(
         self, run_id: RunId, workflow_id: WorkflowId | None, after: int, *, logs: bool = False

@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from lattice.ids import Digest, RunId, TaskId, WorkflowId
+from lattice.ids import Digest, RunId, TaskId, Tenant, WorkflowId
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +134,11 @@ class Removable(Protocol):
         before: float | None = None,
         keep: int | None = None,
         workflow_id: WorkflowId | None = None,
+        tenant: Tenant | None = None,
     ) -> list[RunId]:
         """Runs that have ended; with `before`, only those that did so before that time, oldest first.
 
-        With `keep`, only what is older than the newest `keep`; with `workflow_id`, only that workflow's.
+        With `keep`, only what is older than the newest `keep`; with `workflow_id` and `tenant`, only theirs.
         """
 
     def due_notes(self, now: float, limit: int) -> list[DropNote]:

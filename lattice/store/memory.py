@@ -233,13 +233,16 @@ class MemoryStore:
         before: float | None = None,
         keep: int | None = None,
         workflow_id: WorkflowId | None = None,
+        tenant: Tenant | None = None,
     ) -> list[RunId]:
         """Runs that have ended."""
         with self._lock:
             ended = [
                 (run.finished, at, run)
                 for at, run in enumerate(self._runs.values())
-                if run.finished is not None and workflow_id in (None, run.workflow_id)
+                if run.finished is not None
+                and workflow_id in (None, run.workflow_id)
+                and tenant in (None, run.tenant)
             ]
         ended.sort(key=lambda each: each[:2], reverse=keep is not None)
         if before is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, assert_never
 
-from sqlalchemy import Select, UpdateBase, bindparam, delete, exists, select
+from sqlalchemy import Select, UpdateBase, bindparam, delete, exists, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from lattice.ids import WorkflowId
+from lattice.ids import Tenant, WorkflowId
 from lattice.ports.removal import (
     DeleteLogs,
     DeleteMessages,
@@ -151,10 +151,17 @@ class RemovalStatements:
 
 
 def finished_runs(
-    limit: int, before: float | None, keep: int | None, workflow_id: WorkflowId | None
+    limit: int,
+    before: float | None,
+    keep: int | None,
+    workflow_id: WorkflowId | None,
+    tenant: Tenant | None,
 ) -> Select[Any]:
     """Runs that have ended, as `lattice.ports.removal.Removable.finished_runs` says."""
     statement = select(runs.c.run_id).where(runs.c.finished.is_not(None)).limit(limit)
+    if tenant is not None:
+        # Not by the index of the tenant's runs, which are many more than a workflow's.
+        statement = statement.where(func.coalesce(runs.c.tenant, "") == tenant)
     if workflow_id is not None:
         statement = statement.where(runs.c.workflow_id == workflow_id)
         return statement.order_by(runs.c.created, runs.c.position)

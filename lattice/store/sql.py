@@ -264,9 +264,10 @@ class SqlStore:
         before: float | None = None,
         keep: int | None = None,
         workflow_id: WorkflowId | None = None,
+        tenant: Tenant | None = None,
     ) -> list[RunId]:
         """Runs that have ended."""
-        (rows,) = self._read(removals.finished_runs(limit, before, keep, workflow_id))
+        (rows,) = self._read(removals.finished_runs(limit, before, keep, workflow_id, tenant))
         return [row.run_id for row in rows]
 
     def due_notes(self, now: float, limit: int) -> list[DropNote]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lattice.ids import Digest, RunId, TaskId, WorkflowId
+from lattice.ids import Digest, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.removal import (
     DeleteLogs,
     DeleteMessages,
@@ -90,6 +90,19 @@ def test_finished_runs_are_found_by_age_number_and_workflow(store: Store, commit
     assert store.finished_runs(9, keep=3) == []
     assert store.finished_runs(9, workflow_id=FLOW) == ["second", "third"]
     assert store.finished_runs(9, workflow_id=WorkflowId("none")) == []
+
+
+def test_finished_runs_of_a_workflow_are_found_by_tenant(store: Store, commit: Commit) -> None:
+    for number, tenant in enumerate((Tenant("alice"), Tenant("bob"), None), 1):
+        run_id = RunId(f"of {tenant}")
+        commit(
+            PutRun(run_id, FLOW, GRAPH, float(number), tenant=tenant),
+            FinishRun(run_id, "failed", number + 1.0),
+        )
+    assert store.finished_runs(9, workflow_id=FLOW, tenant=Tenant("alice")) == ["of alice"]
+    assert store.finished_runs(9, workflow_id=FLOW, tenant=Tenant("none")) == []
+    assert store.finished_runs(9, workflow_id=OTHER, tenant=Tenant("alice")) == []
+    assert len(store.finished_runs(9, workflow_id=FLOW)) == 3
 
 
 def test_a_run_goes_at_once_and_what_it_left_in_slices(store: Store, commit: Commit) -> None:

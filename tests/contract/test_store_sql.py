@@ -522,3 +522,12 @@ def test_pages_of_a_tenants_runs_are_read_in_order_by_an_index(
     with closing(open_store(sqlite_url)) as store, recorded_plans(sqlite_path) as plans:
         store.list_runs(10, tenant=Tenant("alice"))
     assert plans == ["SEARCH runs USING INDEX ix_runs_tenant_created_position (tenant=?)"]
+
+
+def test_finished_runs_of_a_workflow_are_found_among_its_own(
+    sqlite_path: Path, sqlite_url: str
+) -> None:
+    """However many its tenant has."""
+    with closing(open_store(sqlite_url)) as store, recorded_plans(sqlite_path) as plans:
+        store.finished_runs(10, workflow_id=FLOW, tenant=Tenant("alice"))
+    assert plans == ["SEARCH runs USING INDEX ix_runs_workflow_id_created_position (workflow_id=?)"]

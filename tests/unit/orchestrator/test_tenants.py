@@ -147,6 +147,19 @@ async def test_whose_a_run_is_is_not_looked_up_for_an_admin(
     assert reads == [run_id]
 
 
+async def test_the_runs_of_a_deleted_workflow_are_deleted_by_whose_they_are(world: World) -> None:
+    """Though nobody can be asked any more whose the workflow was."""
+    alice, bob = seen_by(world, "alice"), seen_by(world, "bob")
+    workflow_id, run_id = await alice.submit_workflow([upload("a")], [])
+    await alice.cancel_run(run_id)
+    await world.messages(run_id)
+    await alice.delete_workflow(workflow_id)
+    assert await bob.delete_runs(workflow_id, 9) == 0
+    assert len(await alice.list_runs(9)) == 1
+    assert await alice.delete_runs(workflow_id, 9) == 1
+    assert await alice.list_runs(9) == []
+
+
 async def test_whose_a_run_is_survives_a_restart_and_a_retry(world: World) -> None:
     """The new orchestrator has only the store."""
     workflow_id, run_id = await seen_by(world, "alice").submit_workflow([upload("a")], [])
