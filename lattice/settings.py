@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -269,6 +269,19 @@ class LatticeSettings(BaseModel):
     @classmethod
     def _parse_keys(cls, given: object) -> tuple[ApiKey, ...]:
         return parse_keys(given)
+
+    @model_validator(mode="after")
+    def _check_defaults(self) -> Self:
+        # Else every task or run that says nothing would be refused.
+        for what in ("timeout", "deadline"):
+            default, longest = getattr(self, f"default_{what}"), getattr(self, f"max_{what}")
+            if default is not None and longest is not None and default > longest:
+                raise InvalidRequestError(
+                    f"default_{what}",
+                    f"{default:g} s",
+                    f"at most {longest:g} s are allowed (setting max_{what})",
+                )
+        return self
 
     @property
     def resolved_store_url(self) -> str:

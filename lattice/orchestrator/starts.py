@@ -87,7 +87,7 @@ class Starts:
         return self._effect(run, digest, created, [*writes, blob], None)
 
     async def again(self, record: RunRecord) -> Effect:
-        """Starts a run of what the run `record` has not done, with a deadline as long.
+        """Starts a run of what the run `record` has not done, with a deadline as long, or as long as one may be.
 
         Raises:
             InvalidRequestError: that run has not ended, or has succeeded.
@@ -104,7 +104,10 @@ class Starts:
         graph, results = await asyncio.to_thread(_finished, self._store, record, run_id)
         self._check_nodes(task for key, task in graph.tasks.items() if key not in results)
         created = self._clock.now()
-        seconds = None if record.deadline is None else record.deadline - record.created
+        given = None if record.deadline is None else record.deadline - record.created
+        seconds = min(
+            (each for each in (given, self._max_deadline) if each is not None), default=None
+        )
         run = Run(run_id, graph, None if seconds is None else created + seconds)
         taken = run.handle(ResultsTakenOver(record.run_id, created, results))
         writes = [

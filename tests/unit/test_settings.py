@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from lattice.errors import InvalidRequestError
 from lattice.settings import LatticeSettings
 
 
@@ -58,3 +59,15 @@ def test_what_stands_in_a_wrong_place_is_not_shown() -> None:
         LatticeSettings.model_validate({"api_key": "lattice_secret"})
     assert "api_key" in str(refused.value)
     assert "lattice_secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("what", ["timeout", "deadline"])
+def test_a_default_beyond_the_longest_is_refused(what: str) -> None:
+    """In words, and wherever the two come from; at the longest it may be."""
+    default, longest = f"default_{what}", f"max_{what}"
+    with pytest.raises(
+        InvalidRequestError, match=rf"{default}: found 10\.5 s; at most 10 s .*setting {longest}"
+    ):
+        LatticeSettings(**{default: 10.5, longest: 10})  # type: ignore[arg-type]  # names are computed
+    for given in ({default: 10, longest: 10}, {default: 99}, {longest: 1}):
+        LatticeSettings(**given)  # type: ignore[arg-type]

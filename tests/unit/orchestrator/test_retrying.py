@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from lattice.errors import ConflictError, InvalidRequestError, RunNotFoundError
 from lattice.ids import RunId, TaskId
 from lattice.ports.service import Once
 from lattice.workflow.events import Placement, TaskSucceeded, Value
-from tests.unit.orchestrator.world import World, upload
+from tests.unit.orchestrator.world import LIMITS, World, upload
 
 pytestmark = pytest.mark.anyio
 
@@ -151,6 +152,21 @@ async def test_a_retried_run_has_a_deadline_as_long(world: World) -> None:
     assert (await world.orchestrator.describe_run(again))["status"] == "running"
     world.clock.advance(0.1)
     assert (await stored(world, again))[-1]["data"]["status"] == "failed"
+
+
+@pytest.mark.parametrize(("before", "left"), [(None, 20.0), (100.0, 20.0), (10.0, 10.0)])
+async def test_a_retried_run_has_no_longer_deadline_than_is_allowed_now(
+    world: World, before: float | None, left: float
+) -> None:
+    """Whatever was allowed when the first was started."""
+    run_id = await failed_chain(world, deadline=before)
+    world.options = {"limits": replace(LIMITS, max_deadline=20.0)}
+    await world.restart()
+    again = await world.orchestrator.retry_run(run_id)
+    world.clock.advance(left - 0.1)
+    assert (await world.orchestrator.describe_run(again))["status"] == "running"
+    world.clock.advance(0.1)
+    assert (await world.orchestrator.describe_run(again))["status"] == "failed"
 
 
 async def test_runs_that_cannot_be_retried_are_refused(world: World) -> None:
