@@ -322,10 +322,8 @@ class Runs:
                 case Publish(message):
                     live.disarm(message.task_id)
                     live.note(message)
-                case Execute() if self._journal.outage is None:
-                    self._enter(live, command)
                 case Execute():
-                    self._journal.append((), functools.partial(self._execute, live, command))
+                    self._enter(live, command)
                 case Cancel(task_id, attempt):
                     self._dispatcher.cancel(run_id, task_id, attempt)
                     self._leave(run, task_id, attempt)
@@ -340,16 +338,6 @@ class Runs:
             run_id, run.graph, live.created, live.trace, commands, self._clock.now()
         )
 
-    def _execute(self, live: _Live, command: Execute) -> None:
-        """Hands over what had to wait, unless it has been cancelled meanwhile."""
-        if self._waits(live, command):
-            self._enter(live, command)
-
-    def _waits(self, live: _Live, command: Execute) -> bool:
-        progress = live.run.tasks[command.task_id]
-        waits = progress.state is TaskState.QUEUED and progress.attempt == command.attempt
-        return waits and self._live.get(live.run.run_id) is live
-
     def _enter(self, live: _Live, command: Execute) -> None:
         """Hands over an attempt as soon as its tenant may have one more."""
         holder = live.run.run_id, command.task_id, command.attempt
@@ -358,15 +346,19 @@ class Runs:
         )
 
     def _submit(self, live: _Live, command: Execute) -> None:
-        # One that had to wait may come when the database is away: then it waits for that, too.
+        """Hands over an attempt that is still wanted, as soon as the database is there."""
+        # It may have waited, for its tenant or for the database. Whoever does not want it any more has it leave.
+        if not self._is_wanted(live, command):
+            return
         if self._journal.outage is None:
             self._dispatcher.submit(self._job(live, command.task_id, command.attempt))
         else:
-            self._journal.append((), functools.partial(self._submit_still, live, command))
+            self._journal.append((), functools.partial(self._submit, live, command))
 
-    def _submit_still(self, live: _Live, command: Execute) -> None:
-        if self._waits(live, command):
-            self._dispatcher.submit(self._job(live, command.task_id, command.attempt))
+    def _is_wanted(self, live: _Live, command: Execute) -> bool:
+        progress = live.run.tasks[command.task_id]
+        waits = progress.state is TaskState.QUEUED and progress.attempt == command.attempt
+        return waits and self._live.get(live.run.run_id) is live
 
     def _leave(self, run: Run, task_id: TaskId, attempt: int) -> None:
         """An attempt has ended: another of its tenant may begin."""

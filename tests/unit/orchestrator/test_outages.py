@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -15,50 +15,10 @@ from lattice.orchestrator import journal
 from lattice.ports.execution import LogEntry, TaskLogged
 from lattice.ports.service import LogMessages, Once
 from lattice.ports.store import Write
+from tests.unit.orchestrator.outage import Outage, known, over, until
 from tests.unit.orchestrator.world import World, upload
 
 A, B = TaskId("a"), TaskId("b")
-
-
-class Outage:
-    """Lets every commit of a world fail, before it takes effect or after it, until `end`."""
-
-    def __init__(
-        self, world: World, monkeypatch: pytest.MonkeyPatch, *, done: bool = False
-    ) -> None:
-        self.tries = 0
-        self._done = done
-        self._over = False
-        self._store_commit = world.store.commit
-        monkeypatch.setattr(world.store, "commit", self._commit)
-
-    def end(self) -> None:
-        self._over = True
-
-    def _commit(self, lease: int, writes: Sequence[Write], number: int) -> None:
-        self.tries += 1
-        if self._over or self._done:
-            self._store_commit(lease, writes, number)
-        if not self._over:
-            raise StoreUnavailableError("the server closed the connection")
-
-
-async def known(world: World) -> None:
-    """Waits until the orchestrator has noticed."""
-    await until(lambda: world.orchestrator._parts.journal.outage is not None)
-
-
-async def over(world: World) -> None:
-    """Waits until the orchestrator has noticed that the database is back."""
-    await until(lambda: world.orchestrator._parts.journal.outage is None)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(3_000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("waited for 30 s")
 
 
 async def test_what_is_printed_meanwhile_is_bounded(

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from lattice.errors import AdminOnlyError, ConflictError, NotFoundError
+from lattice.errors import AdminOnlyError, ConflictError, NotFoundError, StoreUnavailableError
 from lattice.ids import NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.orchestrator import Tenancy
 from lattice.ports.service import ANYBODY, Caller, Once, OrchestratorService
 from lattice.ports.store import RunRecord
+from tests.unit.orchestrator.outage import Outage, over
 from tests.unit.orchestrator.world import MakeWorld, World, upload
 
 pytestmark = pytest.mark.anyio
@@ -290,6 +291,52 @@ async def test_the_bound_holds_after_a_restart(make_world: MakeWorld) -> None:
     assert len(begun(world)) == 1
     world.dispatcher.succeed(run_id, begun(world)[0], out=b"1")
     assert sorted(begun(world)) == ["a", "b"]
+
+
+async def test_what_waited_and_was_cancelled_meanwhile_does_not_begin(
+    make_world: MakeWorld,
+) -> None:
+    """The end of a run makes room first for what ends with it."""
+    world = await make_world(tenancy=Tenancy(max_concurrent_tasks={ALICE: 1}))
+    alice = seen_by(world, "alice")
+    _, first = await alice.submit_workflow([upload(name) for name in "abc"], [])
+    await alice.submit_workflow([upload("d")], [])
+    await alice.cancel_run(first)
+    assert begun(world) == ["a", "d"]
+
+
+async def test_what_waited_does_not_begin_when_the_orchestrator_has_stopped(
+    make_world: MakeWorld,
+) -> None:
+    """Its successor runs it; what made room was a call, which ends later."""
+    world = await make_world(tenancy=Tenancy(max_concurrent_tasks={ALICE: 1}))
+    parts = world.orchestrator._parts
+    async with parts.quotas.place(ALICE):
+        await seen_by(world, "alice").submit_workflow([upload("a")], [])
+        parts.runs.stop()
+    assert begun(world) == []
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_what_waited_for_its_tenant_waits_for_the_database(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """Within the bound also when it is back; what was cancelled meanwhile does not begin."""
+    world = await make_world(tenancy=Tenancy(max_concurrent_tasks={ALICE: 1}))
+    alice = seen_by(world, "alice")
+    _, first = await alice.submit_workflow([upload("a")], [])
+    _, second = await alice.submit_workflow([upload("b"), upload("c")], [])
+    outage = Outage(world, monkeypatch)
+    with pytest.raises(StoreUnavailableError):
+        await alice.create_workflow()
+    world.dispatcher.succeed(first, A, out=b"1")
+    assert begun(world) == ["a"]
+    if cancelled:
+        world.orchestrator._parts.runs.cancel(second)
+    outage.end()
+    await over(world)
+    await world.orchestrator.ready()
+    assert begun(world) == (["a"] if cancelled else ["a", "b"])
 
 
 async def test_what_a_subscriber_reads_names_no_tenant(world: World) -> None:
