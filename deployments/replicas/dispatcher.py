@@ -25,7 +25,6 @@ from deployments.replicas.fleet import Fleet
 from deployments.task_replica import LargeReference
 from lattice.execution import attempt, ray_cluster, wire
 from lattice.execution.attempt import Assignment
-from lattice.execution.fair_queue import FairQueue
 from lattice.execution.held_values import HeldValues
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_starts import StartListener
@@ -41,6 +40,7 @@ from lattice.workflow.events import (
     TaskLost,
     TaskSucceeded,
 )
+from lattice.workflow.fair_queue import FairQueue
 
 #: Seconds in which jobs gather for a common call while other calls are under way.
 _GATHER = 0.003

@@ -17,7 +17,6 @@ import ray
 
 from lattice.execution import wire
 from lattice.execution.attempt import Large
-from lattice.execution.fair_queue import FairQueue
 from lattice.execution.pacing import Durations
 from lattice.execution.ray_calls import Frame
 from lattice.execution.ray_failures import explain
@@ -26,6 +25,7 @@ from lattice.execution.shape import Shape
 from lattice.ids import RunId, TaskId
 from lattice.ports.execution import Ahead, Job, TaskLogged
 from lattice.workflow.events import TaskFailed, TaskLost, TaskStarted, TaskSucceeded
+from lattice.workflow.fair_queue import FairQueue
 
 #: Most attempts that share a call, how long they may last together, and one of them, in seconds.
 _MOST, _TOGETHER, _SHORT = 64, 0.005, 0.002

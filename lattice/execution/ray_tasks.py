@@ -23,7 +23,6 @@ from ray.exceptions import ObjectLostError
 
 from lattice.execution import attempt, ray_cluster, ray_worker, wire
 from lattice.execution.attempt import Assignment, Large
-from lattice.execution.fair_queue import FairQueue
 from lattice.execution.held_values import HeldValues
 from lattice.execution.pacing import Durations, Pacing
 from lattice.execution.ray_attempts import Attempt, Fusing, WorkerCall, end_of, waits_for
@@ -55,6 +54,7 @@ from lattice.workflow.events import (
     TaskSucceeded,
     Value,
 )
+from lattice.workflow.fair_queue import FairQueue
 
 #: Jobs submitted before other work of the event loop has its turn.
 _SLICE = 50

@@ -340,10 +340,10 @@ class Runs:
 
     def _enter(self, live: _Live, command: Execute) -> None:
         """Hands over an attempt as soon as its tenant may have one more."""
-        holder = live.run.run_id, command.task_id, command.attempt
-        self._quotas.enter(
-            live.run.graph.tenant, holder, functools.partial(self._submit, live, command)
-        )
+        run = live.run
+        holder = run.run_id, command.task_id, command.attempt
+        begin = functools.partial(self._submit, live, command)
+        self._quotas.enter(run.graph.tenant, run.run_id, holder, begin)
 
     def _submit(self, live: _Live, command: Execute) -> None:
         """Hands over an attempt that is still wanted, as soon as the database is there."""
@@ -362,7 +362,7 @@ class Runs:
 
     def _leave(self, run: Run, task_id: TaskId, attempt: int) -> None:
         """An attempt has ended: another of its tenant may begin."""
-        self._quotas.leave(run.graph.tenant, (run.run_id, task_id, attempt))
+        self._quotas.leave(run.graph.tenant, run.run_id, (run.run_id, task_id, attempt))
 
     def _tell(self, live: _Live, commands: Sequence[Command]) -> None:
         """Appends what is to be told to the journal, and publishes it once it is durable."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from lattice.errors import AdminOnlyError, ConflictError, NotFoundError, StoreUnavailableError
 from lattice.ids import NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.orchestrator import Tenancy
+from lattice.orchestrator.quotas import Quotas
 from lattice.ports.service import ANYBODY, Caller, Once, OrchestratorService
 from lattice.ports.store import RunRecord
 from tests.unit.orchestrator.outage import Outage, over
@@ -291,6 +293,36 @@ async def test_the_bound_holds_after_a_restart(make_world: MakeWorld) -> None:
     assert len(begun(world)) == 1
     world.dispatcher.succeed(run_id, begun(world)[0], out=b"1")
     assert sorted(begun(world)) == ["a", "b"]
+
+
+async def call(quotas: Quotas) -> None:
+    async with quotas.place(ALICE):
+        pass
+
+
+async def test_the_runs_and_the_calls_of_a_bounded_tenant_take_turns() -> None:
+    """A run of ten thousand tasks holds up neither the tenant's run of three nor its calls; who left is forgotten."""
+    quotas, begun = Quotas({ALICE: 1}), list[tuple[RunId, int]]()
+    large, small = RunId("large"), RunId("small")
+
+    def enter(holder: tuple[RunId, int]) -> None:
+        quotas.enter(ALICE, holder[0], holder, lambda: begun.append(holder))
+
+    for run, count in ((large, 10_000), (small, 3)):
+        for number in range(count):
+            enter((run, number))
+    calling = asyncio.create_task(call(quotas))
+    await asyncio.sleep(0)
+    for _ in range(20):
+        quotas.leave(ALICE, begun[-1][0], begun[-1])
+        await asyncio.sleep(0)
+    assert calling.done()
+    assert [number for run, number in begun if run == small] == [0, 1, 2]
+    for run, count in ((small, 3), (large, 10_000)):
+        for number in range(count):
+            quotas.leave(ALICE, run, (run, number))
+    assert not quotas._waiting
+    assert not quotas._queue._lanes
 
 
 async def test_what_waited_and_was_cancelled_meanwhile_does_not_begin(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lattice.execution.fair_queue import FairQueue
+from lattice.workflow.fair_queue import FairQueue
 
 
 def taken(queue: FairQueue[str, str]) -> list[str]:
