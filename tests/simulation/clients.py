@@ -9,7 +9,7 @@ import asyncio
 from functools import partial
 
 from lattice.errors import EdgeNotFoundError, TaskNotFoundError
-from lattice.ids import RunId, TaskId, WorkflowId
+from lattice.ids import RunId, TaskId, Tenant, WorkflowId
 from lattice.orchestrator import Orchestrator
 from tests.simulation.graphs import Draft, connect
 from tests.simulation.ledger import Ledger
@@ -19,9 +19,12 @@ from tests.simulation.subscribers import Subscriber
 
 
 class Client:
-    """One person with a few errands."""
+    """One person with a few errands, whose workflows are of `tenant`."""
 
-    def __init__(self, name: str, service: Service, ledger: Ledger, nature: Nature) -> None:
+    def __init__(
+        self, name: str, service: Service, ledger: Ledger, nature: Nature, tenant: Tenant | None
+    ) -> None:
+        self._tenant = tenant
         self._requests = Requests(name, service, ledger, nature)
         self._service = service
         self._ledger = ledger
@@ -50,7 +53,7 @@ class Client:
     async def _build(self) -> tuple[WorkflowId, Draft, list[RunId]]:
         """A workflow made step by step, and a run of it."""
         workflow_id = await self._requests.keyed(
-            "create", lambda o, once: o.create_workflow(once), str
+            "create", lambda o, once: o.create_workflow(once, tenant=self._tenant), str
         )
         draft = Draft()
         tasks = [await self._add(workflow_id, number) for number in range(self._count())]
@@ -78,7 +81,7 @@ class Client:
         edges = [*draft.edges]
         workflow_id, run_id = await self._requests.keyed(
             "submit",
-            lambda o, once: o.submit_workflow(uploads, edges, once),
+            lambda o, once: o.submit_workflow(uploads, edges, once, tenant=self._tenant),
             lambda answer: answer[0],
             lambda answer: answer[1],
         )

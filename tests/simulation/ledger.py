@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from lattice.ids import Digest, RunId, TaskId
+from lattice.ids import Digest, RunId, TaskId, Tenant
 from lattice.ports.execution import Job
 from lattice.ports.store import (
     AppendMessage,
@@ -30,6 +30,9 @@ from tests.simulation.rules import Attempt, Log, Plan, Violation
 __all__ = ["Account", "Attempt", "Ledger"]
 
 _Key = tuple[RunId, TaskId, int]
+
+#: Whose tasks are counted, in worlds with a bound.
+TENANT = Tenant("bounded")
 
 
 @dataclass(slots=True)
@@ -57,8 +60,11 @@ class Account:
 class Ledger:
     """The books of one world. The first violation is kept in `violation`, and ends the world."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], bound: int | None = None) -> None:
         self.now = now
+        self._bound = bound
+        #: The runs of the tenant.
+        self._bounded: dict[RunId, None] = {}
         self.trace: list[str] = []
         self.violation: Violation | None = None
         self.logs: dict[RunId, Log] = {}
@@ -109,6 +115,8 @@ class Ledger:
                 self.stored[write.run_id] = None
                 plan = Plan.read(json.loads(self._graphs[write.graph]))
                 self.logs[write.run_id] = Log(write.run_id, plan)
+                if write.tenant == TENANT:
+                    self._bounded[write.run_id] = None
             case PutReply():
                 self.stored[write.key] = None
             case PutLog():
@@ -130,6 +138,10 @@ class Ledger:
         account.attempts[run_id, task_id, job.attempt] = attempt
         if account.cannot_store():
             self.fail(f"{name} was submitted by a process that can store nothing")
+        if self._bound is not None and run_id in self._bounded:
+            running = [key for key in account.active() if key[0] in self._bounded]
+            if len(running) > self._bound:
+                self.fail(f"{name} was submitted beside {len(running) - 1} others of its tenant")
         if before is not None and not before.over:
             self.fail(f"{name} was submitted while an attempt goes on")
         if before is not None and before.job.attempt >= job.attempt:

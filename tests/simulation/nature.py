@@ -33,10 +33,13 @@ class Nature:
 
     seed: int
     calm: bool = False
+    #: How many tasks of the tenant of this world may run at once; None where nobody is bounded.
+    bound: int | None = field(init=False)
     chance: random.Random = field(init=False)
     mood: Mood = field(init=False)
 
     def __post_init__(self) -> None:
+        self.bound = {0: 1, 1: 2}.get(self.seed % 4)
         self.chance = chance = random.Random(self.seed)
 
         def rate(highest: float) -> float:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lattice.ids import RunId, TaskId
+from lattice.ids import RunId, TaskId, Tenant
 from lattice.orchestrator.logs import TaskLogs
+from lattice.orchestrator.quotas import Group, Holder, Quotas
 from lattice.orchestrator.runs import Runs
 from lattice.ports.execution import Job, Report, TaskLogged
 from lattice.ports.store import RunRecord
@@ -244,3 +245,38 @@ def _(patch: pytest.MonkeyPatch) -> None:
             take(self, run_id, logged, running=running)
 
     patch.setattr(TaskLogs, "take", broken)
+
+
+@FAULTS.does("lets a tenant run one task more than its bound")
+def _(patch: pytest.MonkeyPatch) -> None:
+    made = Quotas.__init__
+
+    def broken(self: Quotas, allowed: Mapping[Tenant, int]) -> None:
+        made(self, {tenant: most + 1 for tenant, most in allowed.items()})
+
+    patch.setattr(Quotas, "__init__", broken)
+
+
+@FAULTS.does("makes no room for its tenant when it takes back what ran")
+def _(patch: pytest.MonkeyPatch) -> None:
+    step = Runs._step
+
+    def broken(self: Runs, run_id: RunId, event: Event) -> None:
+        with pytest.MonkeyPatch.context() as within:
+            within.setattr(Runs, "_leave", lambda *args: None)
+            step(self, run_id, event)
+
+    patch.setattr(Runs, "_step", broken)
+
+
+@FAULTS.does("forgets what waits for its tenant when something else of it ends")
+def _(patch: pytest.MonkeyPatch) -> None:
+    leave = Quotas.leave
+
+    def broken(self: Quotas, tenant: Tenant | None, group: Group, holder: Holder) -> None:
+        for other in [*self._waiting][1:]:
+            assert isinstance(other, tuple)
+            leave(self, tenant, other[0], other)
+        leave(self, tenant, group, holder)
+
+    patch.setattr(Quotas, "leave", broken)

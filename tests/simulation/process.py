@@ -15,11 +15,11 @@ from typing import Any, TypeVar, cast
 
 from lattice.ids import RunId, WorkflowId
 from lattice.observability.telemetry import NoTelemetry
-from lattice.orchestrator import Limits, Orchestrator, Surroundings
+from lattice.orchestrator import Limits, Orchestrator, Surroundings, Tenancy
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds
 from tests.simulation.dispatcher import SimulatedDispatcher
-from tests.simulation.ledger import Account, Ledger
+from tests.simulation.ledger import TENANT, Account, Ledger
 from tests.simulation.loop import HOST
 from tests.simulation.nature import Nature
 from tests.simulation.store import CrashingStore
@@ -97,6 +97,7 @@ class Process:
             ids,
             NoTelemetry(),
             _LIMITS,
+            tenancy=Tenancy(max_concurrent_tasks={TENANT: nature.bound} if nature.bound else {}),
         )
         self.orchestrator = Orchestrator(around)
 
@@ -184,6 +185,8 @@ class Process:
             left += [f"run {run_id} in memory" for run_id in parts.runs._live]
             left += [f"feed of {run_id}" for run_id in parts.feed._live]
             left += [f"key {key} under way" for key in parts.replies._under_way]
+            left += [f"{each} waits for its turn" for each in parts.quotas._waiting]
+            left += [f"the place of {each}" for each in parts.quotas._running.get(TENANT, ())]
         return left
 
     # -- the network -------------------------------------------------------------------------

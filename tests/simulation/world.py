@@ -18,7 +18,7 @@ from lattice.orchestrator import catalogue, feed, recovery
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds
 from tests.simulation.clients import Client
-from tests.simulation.ledger import Ledger
+from tests.simulation.ledger import TENANT, Ledger
 from tests.simulation.loop import NothingDueError, SimulatedLoop
 from tests.simulation.nature import Nature
 from tests.simulation.process import DisconnectedError, Process
@@ -69,7 +69,7 @@ class World:
         self.nature = Nature(seed)
         self._loop = SimulatedLoop(self._after_step)
         self._loop.set_exception_handler(self._unhandled)
-        self.ledger = Ledger(self._loop.time)
+        self.ledger = Ledger(self._loop.time, self.nature.bound)
         self._database = MemoryStore()
         self._ids = CountedIds()
         self._processes: list[Process] = []
@@ -105,7 +105,9 @@ class World:
         nature = self.nature
         clients = [
             asyncio.create_task(
-                Client(f"client-{number}", self, self.ledger, nature).live(),
+                Client(
+                    f"client-{number}", self, self.ledger, nature, None if number % 2 else TENANT
+                ).live(),
                 name=f"client {number}",
             )
             for number in range(nature.choice((1, 2, 2, 3)))
