@@ -111,7 +111,6 @@ async def readiness(service: Service) -> None:
 
 async def idempotency(
     request: Request,
-    caller: RequestCaller,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -132,7 +131,7 @@ async def idempotency(
     # The reach of a key is one endpoint and one body, byte for byte.
     digest = hashlib.sha256(f"{request.method} {request.url.path}\n".encode())
     digest.update(await request.body())
-    return Once(key, digest.hexdigest(), caller.tenant)
+    return Once(key, digest.hexdigest())
 
 
 def _without_nul(text: str) -> str:

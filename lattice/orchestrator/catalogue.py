@@ -66,8 +66,8 @@ class Catalogue:
         self._workflows: OrderedDict[WorkflowId, Workflow] = OrderedDict()
         self._loading: dict[WorkflowId, asyncio.Future[None]] = {}
 
-    async def workflow(self, workflow_id: WorkflowId) -> Workflow:
-        """Raises WorkflowNotFoundError."""
+    async def workflow(self, workflow_id: WorkflowId, tenant: Tenant | None = None) -> Workflow:
+        """Raises WorkflowNotFoundError, with `tenant` also for what is another's."""
         # All who ask meanwhile share a look into the store, and look again if it was deleted since then: what was
         # read before must not come back.
         while workflow_id not in self._workflows:
@@ -75,7 +75,10 @@ class Catalogue:
                 self._loading[workflow_id] = asyncio.ensure_future(self._load(workflow_id))
             await asyncio.shield(self._loading[workflow_id])
         self._workflows.move_to_end(workflow_id)
-        return self._workflows[workflow_id]
+        found = self._workflows[workflow_id]
+        if tenant not in (None, found.tenant):
+            raise WorkflowNotFoundError(workflow_id)
+        return found
 
     async def _load(self, workflow_id: WorkflowId) -> None:
         try:

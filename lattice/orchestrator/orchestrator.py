@@ -122,9 +122,15 @@ class Orchestrator:
         return WorkflowId((await parts.replies.perform(once, prepare))["workflow_id"])
 
     async def add_task(
-        self, workflow_id: WorkflowId, task_type: str, name: str, once: Once | None = None
+        self,
+        workflow_id: WorkflowId,
+        task_type: str,
+        name: str,
+        once: Once | None = None,
+        *,
+        tenant: Tenant | None = None,
     ) -> TaskId:
-        """A new task of type `code`, without code yet.
+        """A new task of type `code`, without code yet; with `tenant`, only in one of its own workflows.
 
         Raises:
             InvalidRequestError: another type.
@@ -138,7 +144,7 @@ class Orchestrator:
         parts = self._parts
 
         async def prepare() -> Effect:
-            workflow = await parts.catalogue.workflow(workflow_id)
+            workflow = await parts.catalogue.workflow(workflow_id, tenant)
             task_id = TaskId(self._around.ids.new_id())
             writes = parts.catalogue.add_task(workflow, task_id, name, TaskKind.CODE)
             return Effect({"task_id": task_id}, writes)
@@ -242,8 +248,9 @@ class Orchestrator:
         once: Once | None = None,
         *,
         deadline: float | None = None,
+        tenant: Tenant | None = None,
     ) -> RunId:
-        """Starts a run of the workflow as it is now; it fails unless it ends within `deadline` seconds.
+        """Starts a run of the workflow, with `tenant` its own, as it is now; `deadline` is in seconds.
 
         Raises:
             InvalidRequestError: it cannot run as it is, or no node can hold one of its tasks.
@@ -253,7 +260,7 @@ class Orchestrator:
 
         async def prepare() -> Effect:
             await parts.refresh_nodes()
-            workflow = await parts.catalogue.workflow(workflow_id)
+            workflow = await parts.catalogue.workflow(workflow_id, tenant)
             return parts.starts.of_workflow(workflow, [], deadline)
 
         return RunId((await parts.replies.perform(once, prepare))["run_id"])
@@ -280,8 +287,10 @@ class Orchestrator:
         reply = await parts.replies.perform(once, prepare)
         return WorkflowId(reply["workflow_id"]), RunId(reply["run_id"])
 
-    async def retry_run(self, run_id: RunId, once: Once | None = None) -> RunId:
-        """Starts a new run that does what a failed or cancelled one has left undone; its id.
+    async def retry_run(
+        self, run_id: RunId, once: Once | None = None, *, tenant: Tenant | None = None
+    ) -> RunId:
+        """Starts a new run that does what a failed or cancelled one, with `tenant` its own, has left undone; its id.
 
         Raises:
             RunNotFoundError: there is no such run.
@@ -293,7 +302,7 @@ class Orchestrator:
         async def prepare() -> Effect:
             await parts.refresh_nodes()
             await parts.journal.barrier()
-            return await parts.starts.again(await parts.reading.record(run_id))
+            return await parts.starts.again(await parts.reading.record(run_id, tenant))
 
         # Until the new run is durable, the old one and what it refers to must not go.
         async with parts.housekeeping.lock:
@@ -393,16 +402,21 @@ class Orchestrator:
     # -- LangGraph ---------------------------------------------------------------------------
 
     async def add_langgraph_task(
-        self, workflow_id: WorkflowId, upload: TaskUpload, once: Once | None = None
+        self,
+        workflow_id: WorkflowId,
+        upload: TaskUpload,
+        once: Once | None = None,
+        *,
+        tenant: Tenant | None = None,
     ) -> TaskId:
-        """A new task that is called by itself; the id is that of the upload. Returns the task's id.
+        """A new task that is called by itself, with `tenant` only in one of its own workflows. Returns its id.
 
-        With an idempotency key, that is the id which the first request gave.
+        That is the one of the upload. With an idempotency key, it is the id which the first request gave.
         """
         parts = self._parts
 
         async def prepare() -> Effect:
-            workflow = await parts.catalogue.workflow(workflow_id)
+            workflow = await parts.catalogue.workflow(workflow_id, tenant)
             return Effect(
                 {"task_id": upload.task_id},
                 parts.catalogue.add_saved_task(workflow, upload, TaskKind.LANGGRAPH),

@@ -224,10 +224,10 @@ class Reading:
                 return
             after = found[-1].task_id, found[-1].attempt, found[-1].position
 
-    async def record(self, run_id: RunId) -> RunRecord:
-        """A run as it is stored. Raises RunNotFoundError."""
+    async def record(self, run_id: RunId, tenant: Tenant | None = None) -> RunRecord:
+        """A run as it is stored. Raises RunNotFoundError, with `tenant` also for what is another's."""
         record = await asyncio.to_thread(self._store.load_run, run_id)
-        if record is None:
+        if record is None or tenant not in (None, record.tenant):
             raise RunNotFoundError(run_id)
         return record
 

@@ -1,14 +1,16 @@
 """The orchestrator as one tenant sees it: what is another's is as if it were not there.
 
-Whose a workflow or a run is never changes, so it is looked at before each request and need not be held.
+Whose a workflow or a run is never changes, so it is looked at before each request and need not be held. A request
+with an idempotency key looks later, when no answer is remembered: what the first one named may be gone by now.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lattice.errors import AdminOnlyError, RunNotFoundError, WorkflowNotFoundError
+from lattice.errors import RunNotFoundError, WorkflowNotFoundError
 from lattice.ids import NodeId, RunId, TaskId, WorkflowId
 from lattice.ports.execution import CallResult
 from lattice.ports.service import Caller, LogMessages, Once, OrchestratorService, TaskUpload
@@ -27,6 +29,8 @@ class TenantView:
     def __init__(self, everything: Orchestrator, caller: Caller) -> None:
         self._everything = everything
         self._caller = caller
+        #: Whose things alone the caller sees; None for everybody's.
+        self._only = None if caller.admin else caller.tenant
 
     def for_caller(self, caller: Caller) -> OrchestratorService:
         """The same as `caller` sees it."""
@@ -44,20 +48,21 @@ class TenantView:
         if await self._everything.tenant_of_run(run_id) != self._caller.tenant:
             raise RunNotFoundError(run_id)
 
-    def _check_operator(self) -> None:
-        if not self._caller.admin:
-            raise AdminOnlyError(self._caller.tenant or "")
+    def _own(self, once: Once | None) -> Once | None:
+        """The key as one of the tenant's: who sends the key of another finds no answer of it."""
+        return None if once is None else replace(once, tenant=self._caller.tenant)
 
     # -- workflows ---------------------------------------------------------------------------
 
     async def create_workflow(self, once: Once | None = None) -> WorkflowId:
-        return await self._everything.create_workflow(once, tenant=self._caller.tenant)
+        return await self._everything.create_workflow(self._own(once), tenant=self._caller.tenant)
 
     async def add_task(
         self, workflow_id: WorkflowId, task_type: str, name: str, once: Once | None = None
     ) -> TaskId:
-        await self._check_workflow(workflow_id)
-        return await self._everything.add_task(workflow_id, task_type, name, once)
+        return await self._everything.add_task(
+            workflow_id, task_type, name, self._own(once), tenant=self._only
+        )
 
     async def save_task(
         self, workflow_id: WorkflowId, upload: TaskUpload, *, add_edges: bool
@@ -94,8 +99,9 @@ class TenantView:
         *,
         deadline: float | None = None,
     ) -> RunId:
-        await self._check_workflow(workflow_id)
-        return await self._everything.run_workflow(workflow_id, once, deadline=deadline)
+        return await self._everything.run_workflow(
+            workflow_id, self._own(once), deadline=deadline, tenant=self._only
+        )
 
     async def submit_workflow(
         self,
@@ -106,7 +112,7 @@ class TenantView:
         deadline: float | None = None,
     ) -> tuple[WorkflowId, RunId]:
         return await self._everything.submit_workflow(
-            tasks, edges, once, deadline=deadline, tenant=self._caller.tenant
+            tasks, edges, self._own(once), deadline=deadline, tenant=self._caller.tenant
         )
 
     async def list_runs(
@@ -118,8 +124,9 @@ class TenantView:
     ) -> list[dict[str, object]]:
         if before is not None:
             await self._check_run(before)
-        tenant = None if self._caller.admin else self._caller.tenant
-        return await self._everything.list_runs(limit, workflow_id, status, before, tenant=tenant)
+        return await self._everything.list_runs(
+            limit, workflow_id, status, before, tenant=self._only
+        )
 
     async def describe_run(self, run_id: RunId) -> dict[str, object]:
         await self._check_run(run_id)
@@ -130,16 +137,14 @@ class TenantView:
         return await self._everything.cancel_run(run_id)
 
     async def retry_run(self, run_id: RunId, once: Once | None = None) -> RunId:
-        await self._check_run(run_id)
-        return await self._everything.retry_run(run_id, once)
+        return await self._everything.retry_run(run_id, self._own(once), tenant=self._only)
 
     async def delete_run(self, run_id: RunId) -> None:
         await self._check_run(run_id)
         await self._everything.delete_run(run_id)
 
     async def delete_runs(self, workflow_id: WorkflowId, limit: int) -> int:
-        tenant = None if self._caller.admin else self._caller.tenant
-        return await self._everything.delete_runs(workflow_id, limit, tenant=tenant)
+        return await self._everything.delete_runs(workflow_id, limit, tenant=self._only)
 
     async def follow(
         self, run_id: RunId, workflow_id: WorkflowId | None, after: int, *, logs: bool = False
@@ -171,8 +176,9 @@ class TenantView:
     async def add_langgraph_task(
         self, workflow_id: WorkflowId, upload: TaskUpload, once: Once | None = None
     ) -> TaskId:
-        await self._check_workflow(workflow_id)
-        return await self._everything.add_langgraph_task(workflow_id, upload, once)
+        return await self._everything.add_langgraph_task(
+            workflow_id, upload, self._own(once), tenant=self._only
+        )
 
     async def run_langgraph_task(
         self, workflow_id: WorkflowId, task_id: TaskId, args: bytes, kwargs: bytes
@@ -185,19 +191,19 @@ class TenantView:
     async def connect_worker(
         self, node_id: NodeId, node_ip: str, resources: Mapping[str, object]
     ) -> None:
-        self._check_operator()
+        self._caller.check_operator()
         await self._everything.connect_worker(node_id, node_ip, resources)
 
     async def disconnect_worker(self, node_id: NodeId) -> None:
-        self._check_operator()
+        self._caller.check_operator()
         await self._everything.disconnect_worker(node_id)
 
     async def workers(self) -> list[dict[str, object]]:
-        self._check_operator()
+        self._caller.check_operator()
         return await self._everything.workers()
 
     async def head_port(self) -> int:
-        self._check_operator()
+        self._caller.check_operator()
         return await self._everything.head_port()
 
     async def ready(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from lattice.errors import AdminOnlyError
 from lattice.ids import NodeId, RunId, TaskId, Tenant, WorkflowId
 from lattice.ports.execution import CallResult
 from lattice.workflow.outline import Outline
@@ -20,10 +21,22 @@ class Caller:
     """Who asks. `tenant` is whom what is made belongs to.
 
     With `admin` the caller sees what all tenants have, else only what is the tenant's own.
+
+    Raises:
+        ValueError: neither, as that would be taken for everything.
     """
 
     tenant: Tenant | None
     admin: bool
+
+    def __post_init__(self) -> None:
+        if self.tenant is None and not self.admin:
+            raise ValueError("a caller that is no admin has a tenant")
+
+    def check_operator(self) -> None:
+        """Raises AdminOnlyError for a tenant without `admin`: what is nobody's own is the operator's."""
+        if not self.admin:
+            raise AdminOnlyError(self.tenant or "")
 
 
 #: Whoever asks a service that has no API keys: sees everything, and what is made belongs to nobody.
@@ -32,7 +45,10 @@ ANYBODY = Caller(None, admin=True)
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """An idempotency key and a fingerprint of the request that carries it. Each tenant has keys of its own."""
+    """An idempotency key and a fingerprint of the request that carries it.
+
+    Each tenant has keys of its own: `tenant` is set by the service that sees things as a caller does.
+    """
 
     key: str
     fingerprint: str

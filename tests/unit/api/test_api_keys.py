@@ -157,16 +157,6 @@ async def test_operators_endpoints_need_an_admin_key(
         assert allowed.status_code == 200, path
 
 
-async def test_idempotency_keys_are_the_tenants(
-    service: ScriptedService, guarded: httpx.AsyncClient
-) -> None:
-    stored = set()
-    for key in (ALICE, BOB):
-        await guarded.post("/create_workflow", headers={**bearer(key), "idempotency-key": "k"})
-        stored.add(service.calls[-1][1].stored_key)  # type: ignore[attr-defined]
-    assert stored == {"alice\nk", "bob\nk"}
-
-
 async def test_a_preflight_needs_no_key_and_a_refusal_can_be_read(
     guarded: httpx.AsyncClient,
 ) -> None:

@@ -130,6 +130,18 @@ async def test_each_tenant_lists_its_own_and_an_admin_all(world: World) -> None:
     assert await ops.cancel_run(nobodys) == await ops.cancel_run(runs["bob"][0]) == "cancelled"
 
 
+def counted_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> list[RunId]:
+    """The runs that are read from the store from now on."""
+    reads, load = list[RunId](), world.store.load_run
+
+    def read(run_id: RunId) -> RunRecord | None:
+        reads.append(run_id)
+        return load(run_id)
+
+    monkeypatch.setattr(world.store, "load_run", read)
+    return reads
+
+
 @pytest.mark.parametrize("caller", [Caller(Tenant("ops"), admin=True), ANYBODY])
 async def test_whose_a_run_is_is_not_looked_up_for_an_admin(
     world: World, monkeypatch: pytest.MonkeyPatch, caller: Caller
@@ -139,13 +151,7 @@ async def test_whose_a_run_is_is_not_looked_up_for_an_admin(
     _, run_id = await service.submit_workflow([upload("a")], [])
     await service.cancel_run(run_id)
     await world.messages(run_id)
-    reads, load = [], world.store.load_run
-
-    def read(run_id: RunId) -> RunRecord | None:
-        reads.append(run_id)
-        return load(run_id)
-
-    monkeypatch.setattr(world.store, "load_run", read)
+    reads = counted_reads(world, monkeypatch)
     await service.delete_run(run_id)
     assert reads == [run_id]
 
@@ -194,6 +200,57 @@ async def test_each_tenant_has_idempotency_keys_of_its_own(world: World) -> None
         assert await service.create_workflow(Once("k", "print", name)) == workflow_id
         with pytest.raises(ConflictError, match="Idempotency-Key 'k' was"):
             await service.create_workflow(Once("k", "another", name))
+
+
+@pytest.mark.parametrize("admin", [False, True])
+async def test_a_remembered_answer_outlives_what_was_asked_of(world: World, admin: bool) -> None:
+    """It is given to whom it was given, though the workflow is gone; others hear that there is no such thing."""
+    alice, bob = seen_by(world, "alice", admin=admin), seen_by(world, "bob")
+    workflow_id, run_id = await alice.submit_workflow([upload("a")], [])
+    await alice.cancel_run(run_id)
+    keyed: dict[str, Callable[[OrchestratorService], Awaitable[object]]] = {
+        "add": lambda s: s.add_task(workflow_id, "code", "n", Once("add", "f")),
+        "graph": lambda s: s.add_langgraph_task(workflow_id, upload("l"), Once("graph", "f")),
+        "run": lambda s: s.run_workflow(workflow_id, Once("run", "f")),
+        "retry": lambda s: s.retry_run(run_id, Once("retry", "f")),
+    }
+    # The run first: what was added has no code yet.
+    first = {name: await keyed[name](alice) for name in ("run", "retry", "add", "graph")}
+    await alice.delete_workflow(workflow_id)
+    await alice.delete_run(run_id)
+    for _ in range(2):
+        assert {name: await ask(alice) for name, ask in keyed.items()} == first
+        for ask in keyed.values():
+            with pytest.raises(NotFoundError):
+                await ask(bob)
+        await world.restart()
+        alice, bob = seen_by(world, "alice", admin=admin), seen_by(world, "bob")
+
+
+async def test_a_key_is_the_tenants_that_sends_it(world: World) -> None:
+    """Whatever it says of itself."""
+    forged = Once("k", "f", ALICE)
+    hers = await seen_by(world, "alice").create_workflow(Once("k", "f"))
+    assert await seen_by(world, "bob").create_workflow(forged) != hers
+    assert await seen_by(world, "alice").create_workflow(forged) == hers
+
+
+async def test_a_retry_reads_once_whose_the_run_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = seen_by(world, "alice")
+    _, run_id = await alice.submit_workflow([upload("a")], [])
+    await alice.cancel_run(run_id)
+    await world.messages(run_id)
+    reads = counted_reads(world, monkeypatch)
+    await alice.retry_run(run_id, Once("k", "f"))
+    assert reads == [run_id]
+
+
+def test_a_caller_is_an_admin_or_has_a_tenant() -> None:
+    """Nobody's would be taken for everybody's."""
+    with pytest.raises(ValueError, match="has a tenant"):
+        Caller(None, admin=False)
 
 
 async def test_nodes_are_the_operators(world: World) -> None:
