@@ -56,9 +56,7 @@ class RemoteOrchestrator:
     The metrics of all processes come together there, too: `lattice.api.dependencies.Exposition`.
     """
 
-    def __init__(
-        self, handle: DeploymentHandle[Any], call_timeout: float, caller: Caller = ANYBODY
-    ) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], call_timeout: float, caller: Caller) -> None:
         self._handle = handle
         self._call_timeout = call_timeout
         self._caller = caller
@@ -161,7 +159,8 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         use_serve_logs(self._settings.log_format)
-        service = RemoteOrchestrator(self._orchestrator, self._settings.call_timeout)
+        # For whoever needs no key: with keys, each request asks as its own caller.
+        service = RemoteOrchestrator(self._orchestrator, self._settings.call_timeout, ANYBODY)
         replica = serve.get_replica_context().replica_id.unique_id
         app: FastAPI = create_app(
             metrics_enabled=self._settings.metrics_enabled,

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lattice.api.errors import refuse
 from lattice.api.probes import PROBES
-from lattice.errors import AdminOnlyError, TooManyRequestsError, UnauthorizedError
+from lattice.errors import TooManyRequestsError, UnauthorizedError
 from lattice.ids import Tenant
 from lattice.keys import ApiKey, KeyRing
 from lattice.ports.service import ANYBODY, Caller
@@ -184,5 +184,4 @@ RequestCaller = Annotated[Caller, Depends(caller)]
 
 async def operators_only(caller: RequestCaller) -> None:
     """Raises AdminOnlyError for a tenant without `admin`."""
-    if not caller.admin:
-        raise AdminOnlyError(caller.tenant or "")
+    caller.check_operator()
