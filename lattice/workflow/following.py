@@ -17,7 +17,8 @@ def following(run: Run, task_ids: Sequence[TaskId]) -> Iterator[tuple[TaskId, tu
     """
     #: How many tasks upstream of each are not expected to succeed.
     missing: dict[TaskId, int] = {}
-    sources = deque(task_ids)
+    # Whoever has succeeded by now is missing no more.
+    sources = deque(each for each in task_ids if run.tasks[each].state is not TaskState.SUCCEEDED)
     while sources:
         for task_id in run.graph.downstream[sources.popleft()]:
             progress = run.tasks[task_id]

@@ -571,5 +571,7 @@ def test_what_follows_tasks_that_will_succeed() -> None:
     assert [*following(run, [B, C])] == [(D, (B, C))]
     driver.feed(TaskSucceeded(B, 1, 3.0, HERE, {}, {}))
     assert [*following(run, [C])] == [(D, (C,))]
+    # One that has succeeded is missing no more.
+    assert [*following(run, [B])] == []
     driver.feed(TaskFailed(C, 1, 4.0, ERROR, HERE))
     assert [*following(run, [C])] == []
