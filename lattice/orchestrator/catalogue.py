@@ -72,7 +72,10 @@ class Catalogue:
         # read before must not come back.
         while workflow_id not in self._workflows:
             if workflow_id not in self._loading:
-                self._loading[workflow_id] = asyncio.ensure_future(self._load(workflow_id))
+                loading = asyncio.ensure_future(self._load(workflow_id))
+                # All who asked may have gone when it fails.
+                loading.add_done_callback(lambda done: done.cancelled() or done.exception())
+                self._loading[workflow_id] = loading
             await asyncio.shield(self._loading[workflow_id])
         self._workflows.move_to_end(workflow_id)
         found = self._workflows[workflow_id]
