@@ -49,7 +49,7 @@ def check(
         raise InvalidRequestError(
             f"resources.gpu_mem of {where}",
             f"{resources.gpu_mem:g} MiB asked",
-            "no registered worker has said how much memory its GPUs have; register one, or ask for gpu"
+            "no connected worker has said how much memory its GPUs have; connect one, or ask for gpu"
             if largest is None
             else f"the largest registered GPU has {largest:g} MiB",
         )

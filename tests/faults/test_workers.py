@@ -221,5 +221,5 @@ def test_a_gpu_worker_that_dies_fails_what_nobody_else_can_run(
     assert messages[-1]["data"]["status"] == "failed"
     failed = messages[-2]["data"]
     assert failed["error"]["type"] == "NoNodeError", messages
-    assert "gpu 0.75 asked" in failed["result"]
+    assert "resources.gpu_mem of the task: found 12000 MiB asked" in failed["result"]
     assert "the cluster has had no such node for" in failed["result"]
