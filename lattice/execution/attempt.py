@@ -23,7 +23,7 @@ from typing import Any
 
 from lattice.execution import arguments, capture, pickling, sandboxed, spans, summary, wire
 from lattice.execution.arguments import UnavailableError
-from lattice.execution.code import CodeLoadError, Function, load
+from lattice.execution.code import CodeLoadError, Function, load, loaded_apart
 from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
 from lattice.execution.sandbox.request import Request
@@ -145,17 +145,24 @@ def run_attempt(
         The frame of its end, and its large outputs if there are any.
     """
     try:
-        if assignment.sandbox is not None:
-            outcome = _run_in_sandbox(assignment, assignment.sandbox, fetch_code, upstream)
-        else:
-            with _clean_process(assignment.has_gpu), in_environment(assignment.secrets):
-                function = load(assignment.code, functools.partial(arguments.fetch, fetch_code))
-                params = _arguments(assignment, upstream)
-                outcome = _run(assignment, function, params)
-            del params
-        if isinstance(outcome, Failed):
-            return _failed(assignment, outcome.error, placement), None
-        return _pack(assignment, outcome.outputs, placement)
+        # What code that saw secrets has kept goes once its outputs, perhaps of its classes, are packed.
+        with contextlib.ExitStack() as until_packed:
+            if assignment.sandbox is not None:
+                outcome = _run_in_sandbox(assignment, assignment.sandbox, fetch_code, upstream)
+            else:
+                fetch = functools.partial(arguments.fetch, fetch_code)
+                with _clean_process(assignment.has_gpu), in_environment(assignment.secrets):
+                    if assignment.secrets:
+                        apart = loaded_apart(assignment.code, fetch)
+                        function = until_packed.enter_context(apart)
+                    else:
+                        function = load(assignment.code, fetch)
+                    params = _arguments(assignment, upstream)
+                    outcome = _run(assignment, function, params)
+                del params
+            if isinstance(outcome, Failed):
+                return _failed(assignment, outcome.error, placement), None
+            return _pack(assignment, outcome.outputs, placement)
     except CodeLoadError as error:
         return _failed(assignment, error.info, placement), None
     except UnavailableError as error:

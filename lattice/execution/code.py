@@ -5,14 +5,16 @@ processes that use this module. Whoever handles code elsewhere (ingress, orchest
 it on as opaque bytes named by their digest.
 
 What is loaded is kept, per process, by digest, form and name: code is loaded once per worker and
-definition, and a class is constructed once and its instance called.
+definition, and a class is constructed once and its instance called. Code that is loaded where a secret is to be
+seen may keep it (`client = OpenAI()` at its top level), so it is loaded for its one attempt and let go.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cloudpickle
@@ -51,18 +53,35 @@ def load(code: Code, fetch: Callable[[], bytes]) -> Function:
         if code in _functions:
             _functions.move_to_end(code)
             return _functions[code]
-        data = fetch()
-        generation = forks.generation()
-        try:
-            function = _construct(_open(code, data), code.name)
-        finally:
-            forks.leave_if_forked(generation)
+        function = _load(code, fetch())
         _functions[code] = function
         while len(_functions) > MAX_LOADED:
             old, _ = _functions.popitem(last=False)
             if not any(kept.digest == old.digest for kept in _functions):
                 source.forget_module(old.digest)
         return function
+
+
+@contextlib.contextmanager
+def loaded_apart(code: Code, fetch: Callable[[], bytes]) -> Iterator[Function]:
+    """As `load`, of code that nobody has called before, or will after.
+
+    Raises:
+        CodeLoadError: as `load`.
+    """
+    data = fetch()
+    with source.set_aside(code.digest):
+        with _lock:
+            function = _load(code, data)
+        yield function
+
+
+def _load(code: Code, data: bytes) -> Function:
+    generation = forks.generation()
+    try:
+        return _construct(_open(code, data), code.name)
+    finally:
+        forks.leave_if_forked(generation)
 
 
 def _open(code: Code, data: bytes) -> object:

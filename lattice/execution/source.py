@@ -12,12 +12,13 @@ The module is executed here: this is part of the trust boundary that `code.py` d
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import linecache
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -112,6 +113,24 @@ def forget_module(digest: Digest) -> None:
     if loaded is not None:
         cloudpickle.unregister_pickle_by_value(loaded.module)
         sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def set_aside(digest: Digest) -> Iterator[None]:
+    """Inside, the module of `digest` is not loaded, and what is loaded of it there is forgotten at the end."""
+    name = _MODULE_PREFIX + digest[:_DIGEST_CHARACTERS]
+    filename = f"<lattice task {digest[:_DIGEST_CHARACTERS]}>"
+    kept, lines = _loaded.get(name), linecache.cache.get(filename)
+    try:
+        forget_module(digest)
+        yield
+    finally:
+        forget_module(digest)
+        if kept is not None and lines is not None:
+            linecache.cache[filename] = lines
+            sys.modules[name] = kept.module
+            cloudpickle.register_pickle_by_value(kept.module)
+            _loaded[name] = kept
 
 
 def _definitions(tree: ast.Module) -> tuple[str, ...]:

@@ -90,8 +90,11 @@ class Worker:
 
 
 def pickled(function: object) -> tuple[Code, bytes]:
-    data = cloudpickle.dumps(function)
-    return Code(Digest(hashlib.sha256(data).hexdigest()), CodeForm.PICKLE, "work"), data
+    """A function as code; a `str` is source."""
+    is_source = isinstance(function, str)
+    data = function.encode() if isinstance(function, str) else cloudpickle.dumps(function)
+    form = CodeForm.SOURCE if is_source else CodeForm.PICKLE
+    return Code(Digest(hashlib.sha256(data).hexdigest()), form, "work"), data
 
 
 @pytest.fixture
@@ -267,6 +270,36 @@ def test_a_process_is_left_in_order(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     gone.mkdir()
     assert worker.succeed(mess, has_gpu=True).result == {"gpus": "0"}
+
+
+def test_code_keeps_no_secret_for_another_attempt(worker: Worker) -> None:
+    """Neither for one without the secret nor for one with another value; those without share what is loaded."""
+    code = """
+import os
+KEY = os.environ.get("K", "none")
+TIMES = []
+class Kept:
+    key = KEY
+def work(p):
+    TIMES.append(1)
+    if KEY == "fails": raise ValueError("it does")
+    return {"key": KEY, "times": len(TIMES), "of a class": Kept()}
+"""
+
+    def found(**secrets: str) -> tuple[str, int]:
+        end = worker.succeed(code, secrets=secrets)
+        return end.result["key"], end.result["times"]
+
+    assert [found(), found(K="mine"), found(K="yours"), found()] == [
+        ("none", 1),
+        ("mine", 1),
+        ("yours", 1),
+        ("none", 2),
+    ]
+    error = worker.fail(code, secrets={"K": "fails"})
+    assert 'raise ValueError("it does")' in error.traceback
+    assert found() == ("none", 3)
+    assert "K" not in os.environ
 
 
 # -- calls -------------------------------------------------------------------------------------
