@@ -173,6 +173,10 @@ FORGED = {
     "keys that are no text": ("pickle.dumps([True, {1: 2, 'out': 1}])", "no text"),
     "too few outputs": ("pickle.dumps([True, {'other': 1}])", "output is missing"),
     "no dict": ("pickle.dumps([True, [1]])", "no dict"),
+    "an error without end": (
+        "pickle.dumps([False, *['\\udc80' * (1 << 20)] * 3, ['\\udc80' * (1 << 20)] * 100])",
+        "\\udc80",
+    ),
     "an error of other types": ("pickle.dumps([False, 1, 2, 3, 4])", "no answer"),
 }
 

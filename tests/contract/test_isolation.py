@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import ray
 
+from lattice.execution.failures import MAX_KIND, MAX_KINDS, MAX_MESSAGE, MAX_TRACEBACK
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.secrets import SecretFolder
 from lattice.ports.execution import Argument
@@ -181,6 +182,11 @@ async def test_a_forged_answer_runs_nothing(bench: Bench, tmp_path: Path, name: 
     code = attacks.FORGERY.replace("MARK", str(mark)).replace("ANSWER", answer)
     failed = await bench.fail(code, name, outputs=("out",), sandbox=SMALL)
     assert words in failed.error.message
+    error = failed.error
+    assert len(error.message) <= MAX_MESSAGE
+    assert len(error.traceback) <= MAX_TRACEBACK
+    assert len(error.kinds) <= MAX_KINDS
+    assert all(len(each) <= MAX_KIND for each in (error.type, *error.kinds))
     assert not mark.exists()
     await goes_on(bench)
 

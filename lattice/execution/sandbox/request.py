@@ -7,6 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lattice.execution.failures import (
+    MAX_KIND,
+    MAX_KINDS,
+    MAX_MESSAGE,
+    MAX_TRACEBACK,
+    printable,
+)
 from lattice.execution.sandbox import plain
 from lattice.workflow.events import ErrorInfo
 from lattice.workflow.task import Code
@@ -66,8 +73,16 @@ def decode_answer(data: bytes) -> tuple[bool, object]:
     if type(found) is list and len(found) == 5 and all(type(each) is str for each in found[1:4]):
         kind, message, traceback, kinds = found[1:]
         if type(kinds) is list and all(type(each) is str for each in kinds):
-            # As long as an honest one: these go into messages.
+            # No longer than honest ones, and text that can be encoded: they go to the orchestrator.
             return False, ErrorInfo(
-                kind[:500], message[:4096], traceback[:16384], tuple(kinds[:32])
+                _text(kind, MAX_KIND),
+                _text(message, MAX_MESSAGE),
+                _text(traceback, MAX_TRACEBACK),
+                tuple(_text(each, MAX_KIND) for each in kinds[:MAX_KINDS]),
             )
     raise plain.NotPlainError("it is no answer")
+
+
+def _text(text: str, limit: int) -> str:
+    # Twice, as an escape has more characters than what it stands for.
+    return printable(text[:limit])[:limit]
