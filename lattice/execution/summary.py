@@ -84,7 +84,7 @@ class _Copy:
             number = int.__int__(value)
             if number.bit_length() > _MAX_INTEGER_BITS:
                 raise NotJsonError("an integer of thousands of digits")
-            self._spend(1)
+            self._spend(max(1, number.bit_length() // 4))  # a digit has more than three bits
             return number
         if isinstance(value, float):
             real = float.__float__(value)

@@ -177,6 +177,18 @@ FORGED = {
         "pickle.dumps([False, *['\\udc80' * (1 << 20)] * 3, ['\\udc80' * (1 << 20)] * 100])",
         "\\udc80",
     ),
+    "lists deep in each other": (
+        "b'\\x80\\x05](\\x88}\\x8c\\x03out' + b']' * 100_000 + b'a' * 99_999 + b'se.'",
+        "levels deep",
+    ),
+    "tuples deep in each other as a key": (
+        "b'\\x80\\x05](\\x88})' + b'\\x85' * 1_000_000 + b'Nse.'",
+        "its process was killed",
+    ),
+    "a key that is hashed for years": (
+        "b'\\x80\\x05](\\x88})' + b'2\\x86' * 60 + b'Nse.'",
+        "cpu_seconds",
+    ),
     "an error of other types": ("pickle.dumps([False, 1, 2, 3, 4])", "no answer"),
 }
 

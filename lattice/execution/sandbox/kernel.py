@@ -135,9 +135,12 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
 
 
-def set_dumpable() -> None:
-    """Gives a process that changed its user its own `/proc/self` back."""
-    _prctl(_PR_SET_DUMPABLE, 1)
+def set_dumpable(dumpable: bool) -> None:
+    """Whether other processes of its user may look into this one, through `/proc` too.
+
+    A process that changed its user needs it for its own `/proc/self`.
+    """
+    _prctl(_PR_SET_DUMPABLE, int(dumpable))
 
 
 def gain_no_privileges() -> None:

@@ -11,11 +11,11 @@ import datetime
 import decimal
 import io
 import pickle
-import resource
+import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-_MIB = 1024 * 1024
+#: Most levels of lists and dicts within each other, about. Whoever reads them recurses.
+_MAX_DEPTH = 500
 _CLASSES: dict[tuple[str, str], type] = {
     ("builtins", "complex"): complex,
     ("datetime", "date"): datetime.date,
@@ -42,7 +42,8 @@ class _Unpickler(pickle.Unpickler):
 def dumps(value: object) -> bytes:
     """`value` as bytes. Raises NotPlainError."""
     try:
-        data = pickle.dumps(value, protocol=5)
+        with _bounded_depth():
+            data = pickle.dumps(value, protocol=5)
         loads(data)
     except NotPlainError:
         raise
@@ -52,7 +53,7 @@ def dumps(value: object) -> bytes:
 
 
 def loads(data: bytes) -> object:
-    """The inverse of `dumps`, for bytes of anybody. Raises NotPlainError."""
+    """The inverse of `dumps`, for bytes that `try_out` has taken. Raises NotPlainError."""
     try:
         return _Unpickler(io.BytesIO(data)).load()
     except NotPlainError:
@@ -61,19 +62,34 @@ def loads(data: bytes) -> object:
         raise NotPlainError(f"{type(error).__name__} where it is read") from error
 
 
-@contextlib.contextmanager
-def bounded_memory(size: int) -> Iterator[None]:
-    """Reading so many bytes inside raises MemoryError where it takes much more than plain data does.
+def try_out(data: bytes) -> None:
+    """Reads bytes of anybody, in a process of its own and within limits. Raises NotPlainError.
 
-    A few bytes of a pickle can ask for a table of gigabytes.
+    A few bytes can ask for a table of gigabytes, for years of hashing, or for lists so deep in each other that
+    the process dies. What comes through here can be read elsewhere at the same cost.
     """
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = now + 64 * size + 256 * _MIB
-    if before[0] != resource.RLIM_INFINITY:
-        limit = min(limit, before[0])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    found = loads(data)
+    try:
+        with _bounded_depth():
+            pickle.Pickler(_Nowhere(), protocol=5).dump(found)
+    except NotPlainError:
+        raise
+    except Exception as error:
+        raise NotPlainError(f"{type(error).__name__} where it is read") from error
+
+
+class _Nowhere:
+    def write(self, data: object) -> int:
+        return len(data)  # type: ignore[arg-type]  # bytes or a buffer
+
+
+@contextlib.contextmanager
+def _bounded_depth() -> Iterator[None]:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(_MAX_DEPTH)
     try:
         yield
+    except RecursionError as error:
+        raise NotPlainError(f"it is more than about {_MAX_DEPTH} levels deep") from error
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+        sys.setrecursionlimit(before)

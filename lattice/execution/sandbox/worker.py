@@ -1,6 +1,6 @@
 """The worker process's side of sandboxes: starts what makes them, hands calls in, watches, and takes answers.
 
-What comes out is read as plain data and nothing else. What is printed inside goes to the attempt's record.
+What comes out is bytes that were read once within the sandbox, and is read as plain data and nothing else. What is printed inside goes to the attempt's record.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lattice.execution.sandbox.plain import NotPlainError
 from lattice.execution.sandbox.request import Request
-from lattice.execution.sandbox.zygote import REFUSED
+from lattice.execution.sandbox.zygote import FORGED, REFUSED
 from lattice.workflow.events import ErrorInfo
 from lattice.workflow.sandbox import Sandbox
 
@@ -28,6 +29,8 @@ from lattice.workflow.sandbox import Sandbox
 _PERIOD = 0.05
 _MIB = 1024 * 1024
 _CHUNK = 64 * 1024
+#: More than any word of how a sandbox ended.
+_MAX_STATUS = 8 * 1024
 _START = (
     "import sys; sys.path[:] = sys.argv[2].split('\\n'); "
     "from lattice.execution.sandbox.zygote import main; main(int(sys.argv[1]))"
@@ -61,6 +64,7 @@ def call(request: Request, sandbox: Sandbox, printed: Callable[[str, str], None]
 
     Raises:
         SandboxError: the sandbox cannot be made here, or its process ended without an answer.
+        NotPlainError: the answer cannot be read within the limits of the sandbox.
     """
     with contextlib.ExitStack() as stack:
         wanted = os.memfd_create("request")
@@ -152,7 +156,7 @@ class _Watch:
     )
 
     def answer(self) -> bytes:
-        """What was answered. Raises SandboxError."""
+        """What was answered. Raises SandboxError and NotPlainError."""
         names = ("answer", "stdout", "stderr", "status")
         process = _process_of(self.keeper)
         next_look = time.monotonic() + _PERIOD
@@ -177,7 +181,7 @@ class _Watch:
                 self.printed(name, text)
             return
         kept = self.found[name]
-        kept += data
+        kept += data if name == "answer" else data[: _MAX_STATUS - len(kept)]
         if len(kept) > self.sandbox.memory * _MIB:
             raise SandboxError("SandboxLimit", f"its answer is over {self.sandbox.memory} MiB")
 
@@ -203,6 +207,8 @@ class _Watch:
         if status.startswith(REFUSED):
             problem = status[1:].decode("utf-8", "replace")
             raise SandboxError("SandboxUnavailable", _refusal(problem))
+        if status.startswith(FORGED):
+            raise NotPlainError(status[1:].decode("utf-8", "replace"))
         code = int(status[1:]) if status[1:].lstrip(b"-").isdigit() else -int(signal.SIGKILL)
         if code == 0 and self.found["answer"]:
             return bytes(self.found["answer"])

@@ -6,6 +6,8 @@ is loaded in a sandbox ends with it.
 
 Of a sandbox there are three processes. The keeper makes the namespaces and waits; killing it kills
 all. The first process inside prepares everything, gives up its privileges and reaps. Its child runs user code.
+When that has ended, the first one ends what it left, and reads its answer on trial before it hands it on: if that
+takes all the memory, all the time or the process, then it takes the sandbox's.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from typing import NoReturn
@@ -33,8 +37,15 @@ from lattice.workflow.sandbox import Sandbox
 #: What goes with each order: the request, and where the answer, what is printed, and how it ended go.
 _DESCRIPTORS = 5
 _MAX_ORDER = 64 * 1024
-#: How the last of an attempt is told: the sandbox could not be made, or how its process ended.
-REFUSED, ENDED = b"R", b"E"
+#: How the last of an attempt is told: the sandbox could not be made, how its process ended, or why its answer is none.
+REFUSED, ENDED, FORGED = b"R", b"E", b"F"
+_CHUNK = 64 * 1024
+_MIB = 1024 * 1024
+#: Seconds of CPU time in which an answer must be read; one more for each MiB.
+_READING = 3
+_MAX_REASON = 4000
+#: The stack that reading an answer may take: less than any thread has that reads it afterwards.
+_STACK = 4 * _MIB
 
 
 def main(descriptor: int) -> NoReturn:
@@ -89,28 +100,86 @@ def _keep(
             os.close(each)
         os.waitpid(first, 0)
     except BaseException as error:
-        os.write(status, REFUSED + str(error).encode("utf-8", "replace")[:4000])
+        os.write(status, REFUSED + str(error).encode("utf-8", "replace")[:_MAX_REASON])
     os._exit(0)
 
 
 def _reap(request: int, answer: int, status: int) -> NoReturn:
+    # What it tells is not user code's to write.
+    kernel.set_dumpable(False)
+    answers, its = os.pipe()
+    woken, wake = os.pipe()
+    for each in (woken, wake):
+        os.set_blocking(each, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     worker = os.fork()
     if worker == 0:
-        _work(request, answer)
-    # All but the status, so that the others end with those who use them.
-    os.closerange(0, status)
-    os.closerange(status + 1, jail.MAX_FILES)
-    while True:
-        ended, code = os.wait()
-        if ended == worker:
-            os.write(status, ENDED + str(os.waitstatus_to_exitcode(code)).encode())
-            os._exit(0)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _work(request, its)
+    kept = (answer, status, answers, woken, wake)
+    for each in range(jail.MAX_FILES):
+        # All others, so that they end with those who use them.
+        if each not in kept:
+            with contextlib.suppress(OSError):
+                os.close(each)
+    try:
+        code, data = _wait(worker, answers, woken)
+        if code == 0 and data:
+            _try_out(data)
+            with os.fdopen(answer, "wb") as out:
+                out.write(data)
+        os.write(status, ENDED + str(code).encode())
+    except BaseException as error:
+        reason = str(error) if isinstance(error, plain.NotPlainError) else type(error).__name__
+        os.write(status, FORGED + reason.encode("utf-8", "replace")[:_MAX_REASON])
+    os._exit(0)
+
+
+def _wait(worker: int, answers: int, woken: int) -> tuple[int, bytes]:
+    """How a child ended, and what was written into its pipe. Ends all other processes."""
+    data = bytearray()
+    code: int | None = None
+    watched = [answers, woken]
+    while code is None:
+        for each in select.select(watched, [], [])[0]:
+            chunk = os.read(each, _CHUNK)
+            if each == answers:
+                data += chunk
+                if not chunk:
+                    watched.remove(answers)
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                if found[0] == worker:
+                    code = os.waitstatus_to_exitcode(found[1])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    while chunk := os.read(answers, _CHUNK):
+        data += chunk
+    return code, bytes(data)
+
+
+def _try_out(data: bytes) -> None:
+    used = int(time.process_time())
+    _lower(resource.RLIMIT_CPU, used + _READING + len(data) // _MIB)
+    _lower(resource.RLIMIT_STACK, _STACK)
+    plain.try_out(data)
+
+
+def _lower(limit: int, value: int) -> None:
+    for each in resource.getrlimit(limit):
+        value = value if each == resource.RLIM_INFINITY else min(value, each)
+    resource.setrlimit(limit, (value, value))
 
 
 def _work(request: int, answer: int) -> NoReturn:
     """The process that user code runs in."""
     try:
-        kernel.set_dumpable()
+        kernel.set_dumpable(True)
         null = os.open("/dev/null", os.O_RDONLY)
         with os.fdopen(request, "rb") as file:
             asked = decode_request(file.read())

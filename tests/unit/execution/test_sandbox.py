@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import platform
 import shutil
 import subprocess
@@ -41,6 +42,8 @@ def run(p):
         "scratch": lambda: open("file", "w").close(),
         "processes": lambda: [each for each in os.listdir("/proc") if each.isdigit()],
         "capabilities": lambda: [each.split()[1] for each in open("/proc/self/status") if each.startswith("CapEff")],
+        "pipes": lambda: os.listdir("/proc/1/fd"),
+        "memory": lambda: open("/proc/1/mem", "rb"),
         "more": lambda: [os.fork() or os._exit(0) for _ in range(100)],
     }.items():
         try:
@@ -113,6 +116,8 @@ def test_a_worker_without_rights_makes_a_user_namespace(tmp_path: Path) -> None:
         "own": "FileNotFoundError",
         "scratch": None,
         "processes": ["1", "2"],
+        "pipes": "PermissionError",
+        "memory": "PermissionError",
         "more": "BlockingIOError",
     }
 
@@ -136,6 +141,20 @@ def test_other_things_are_not_plain(value: object) -> None:
     """Each names a class or a function in its pickle."""
     with pytest.raises(plain.NotPlainError):
         plain.dumps(value)
+
+
+def test_plain_data_has_a_depth() -> None:
+    """Which is told where it is written, as where it is read."""
+    deep: list[object] = []
+    for _ in range(2_000):
+        deep = [deep]
+    with pytest.raises(plain.NotPlainError, match="levels deep"):
+        plain.dumps(deep)
+    plain.try_out(pickle.dumps([{"a": 1}] * 10_000))
+    with pytest.raises(plain.NotPlainError, match="levels deep"):
+        plain.try_out(b"]" * 2_000 + b"a" * 1_999 + b".")
+    with pytest.raises(plain.NotPlainError, match=r"posix\.system"):
+        plain.try_out(pickle.dumps(os.system))
 
 
 def test_limits_are_read() -> None:

@@ -174,6 +174,13 @@ def test_a_small_object_with_an_enormous_text_is_given_up_early() -> None:
     assert summary({"x": loop})["x"]["type"] == "list"
 
 
+def test_integers_of_many_digits_count_as_such() -> None:
+    """Those that are shared make a short pickle and a long text."""
+    with pytest.raises(TooLongError) as caught:
+        json_text([1 << 13_000] * 1_000, MAX_SUMMARY)
+    assert caught.value.found == MAX_SUMMARY + 1
+
+
 def test_json_text_says_why_not() -> None:
     """The reason, or how long it is."""
     with pytest.raises(NotJsonError, match="a dict with a key of type int"):
