@@ -43,6 +43,24 @@ if child == 0:
 if os.waitpid(child, 0)[1]:
     raise PermissionError('ptrace')
 return 'traced'""",
+    "take shared memory": "return len(mmap.mmap(-1, 1 << 20))",
+    "take it from a device": "return len(mmap.mmap(os.open('/dev/zero', os.O_RDWR), 1 << 20))",
+    "take a file in memory": "return os.close(os.memfd_create('file'))",
+    "take a segment": """
+segment = libc.shmget(0, 1 << 20, 0o1600)
+if segment < 0:
+    raise PermissionError('shmget')
+return libc.shmctl(segment, 0, None)""",
+    "take semaphores": """
+semaphores = libc.semget(0, 100, 0o1600)
+if semaphores < 0:
+    raise PermissionError('semget')
+return libc.semctl(semaphores, 0, 0)""",
+    "take a queue": """
+queue = libc.msgget(0, 0o1600)
+if queue < 0:
+    raise PermissionError('msgget')
+return libc.msgctl(queue, 0, None)""",
     "make namespaces": """
 child = os.fork()
 if child == 0:
@@ -56,7 +74,7 @@ return 'unshared'""",
 ONLY_AS_ROOT = {"read the file of passwords"}
 
 _SOURCE = """
-import ctypes, os, signal, socket, sys
+import ctypes, mmap, os, signal, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
 
 def attack(p):

@@ -1,7 +1,8 @@
 """Which system calls are refused in a sandbox, as a seccomp filter.
 
 The namespaces take away what could be reached; the filter takes away calls that make new namespaces, look
-into other processes, or are seldom used and often broken. It is a list of what is refused: all else works.
+into other processes, take memory that no process or folder is charged for, or are seldom used and often broken.
+It is a list of what is refused: all else works.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ _REFUSED = {
     "kexec_file_load": (320, 294),
     "kexec_load": (246, 104),
     "keyctl": (250, 219),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
     "mount": (165, 40),
     "mount_setattr": (442, 442),
     "move_mount": (429, 429),
+    "msgget": (68, 186),
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "open_tree": (428, 428),
@@ -44,7 +48,9 @@ _REFUSED = {
     "quotactl": (179, 60),
     "reboot": (169, 142),
     "request_key": (249, 218),
+    "semget": (64, 190),
     "setns": (308, 268),
+    "shmget": (29, 194),
     "swapoff": (168, 225),
     "swapon": (167, 224),
     "syslog": (103, 116),
@@ -53,7 +59,9 @@ _REFUSED = {
     "userfaultfd": (323, 282),
 }
 _MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_CLONE, _SOCKET, _CLONE3 = (56, 220), (41, 198), 435
+_CLONE, _SOCKET, _MMAP, _CLONE3 = (56, 220), (41, 198), (9, 222), 435
+#: Flags of `mmap`. With both, the pages stay when the process lets go of them, and are in no folder.
+_SHARED, _ANONYMOUS = 0x01, 0x20
 #: Flags of `clone` that make a namespace.
 _NAMESPACES = 0x7E020000
 #: Unix, IPv4 and IPv6, which end in namespaces. Others do not, such as the sockets between a virtual machine and its host.
@@ -63,7 +71,7 @@ _X32 = 0x40000000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _FOURTH_ARGUMENT = 0, 4, 16, 40
 
 
 def program(machine: str) -> bytes | None:
@@ -88,6 +96,14 @@ def program(machine: str) -> bytes | None:
         _step(_EQUAL, _CLONE[column], no=4),
         _step(_LOAD, _FIRST_ARGUMENT),
         _step(_ANY_BIT, _NAMESPACES, no=1),
+        _step(_RETURN, _ERRNO | _EPERM),
+        _step(_RETURN, _ALLOW),
+    ]
+    steps += [
+        _step(_EQUAL, _MMAP[column], no=5),
+        _step(_LOAD, _FOURTH_ARGUMENT),
+        _step(_ANY_BIT, _ANONYMOUS, no=2),
+        _step(_ANY_BIT, _SHARED, no=1),
         _step(_RETURN, _ERRNO | _EPERM),
         _step(_RETURN, _ALLOW),
     ]

@@ -38,7 +38,8 @@ _SETTINGS = (
     "/etc/mime.types",
     "/etc/ssl/certs",
 )
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+#: Not `zero`: mapped, it gives shared memory that no limit counts.
+_DEVICES = ("null", "full", "random", "urandom")
 _LATTICE = str(Path(__file__).absolute().parents[2])
 #: Users that no machine gives out; the one of a sandbox is this and the process id that made it.
 _FIRST_USER = 1_800_000_000

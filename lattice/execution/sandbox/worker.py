@@ -37,7 +37,8 @@ _START = (
 )
 _UTF8 = codecs.getincrementaldecoder("utf-8")
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+#: What a process takes of memory by itself, in KiB.
+_MEMORY = ("RssAnon", "VmSwap", "HugetlbPages")
 
 
 class SandboxError(Exception):
@@ -247,10 +248,14 @@ def _family(process: int) -> Iterator[int]:
 
 
 def _use(process: int) -> tuple[float, float] | None:
-    """Seconds of CPU time, of children that have ended too, and bytes of memory of its own; None if it is gone."""
+    """Seconds of CPU time, of children that have ended too, and bytes of memory of its own; None if it is gone.
+
+    Memory that processes share is not here: there is only that of the scratch folder, which has a limit itself.
+    """
     try:
         times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]
-        pages = Path(f"/proc/{process}/statm").read_text().split()
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return None
-    return sum(map(int, times)) / _TICKS, (int(pages[1]) - int(pages[2])) * _PAGE
+    taken = [int(line.split()[1]) for line in lines if line.partition(":")[0] in _MEMORY]
+    return sum(map(int, times)) / _TICKS, sum(taken) * 1024
