@@ -276,6 +276,7 @@ def _run_in_sandbox(
             assignment.arguments, assignment.upstream, upstream, assignment.storage_url
         ),
         output_keys=assignment.output_keys,
+        hidden=tuple(assignment.secrets.values()),
     )
     with spans.of_calls([assignment]) as note:
         outcome = _hide_secrets(assignment, sandboxed.run(request, limits))

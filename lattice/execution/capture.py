@@ -27,7 +27,8 @@ from contextvars import ContextVar
 from time import monotonic, time
 from typing import Any, TypeVar
 
-from lattice.execution.secrets import masked
+from lattice.execution import secrets
+from lattice.execution.secrets import Masking
 from lattice.ports.execution import LogEntry
 
 #: Seconds from an attempt's first text until it is told, and between two tellings. Most attempts end before
@@ -90,7 +91,7 @@ class Recorder:
     Args:
         limit: bytes that are kept: half of it of the beginning, half of the end.
         tell: sends what is new, on a thread of its own.
-        hidden: secrets, which are masked wherever they stand whole in a text.
+        hidden: secrets, which are masked wherever they stand whole in what is printed or logged.
     """
 
     def __init__(
@@ -99,7 +100,8 @@ class Recorder:
         tell: Callable[[list[LogEntry]], None],
         hidden: Sequence[str] = (),
     ) -> None:
-        self.hidden = hidden
+        self._hidden = hidden
+        self._masks: dict[object, Masking] = {}
         # Taken again by the thread that has it where a destructor prints that runs just then.
         self._lock = threading.RLock()
         self._half = limit // 2
@@ -119,7 +121,28 @@ class Recorder:
     def write(self, stream: str, text: str) -> None:
         """Takes printed text."""
         if text and not self._closed:
-            self._take(stream, text, None, None)
+            text = self.mask(stream, text)
+            if text:
+                self._take(stream, text, None, None)
+
+    def mask(self, place: object, text: str) -> str:
+        """What can be told of `text`, which comes after others at the same place, a stream."""
+        if not self._hidden:
+            return text
+        with self._lock:
+            masking = self._masks.get(place)
+            if masking is None:
+                masking = self._masks[place] = Masking(self._hidden)
+            return masking.take(text)
+
+    def _rest(self) -> None:
+        """Takes, or passes on, what was held back, as the attempt has ended."""
+        for place, masking in self._masks.items():
+            text = masking.rest()
+            if isinstance(place, _Tee):
+                place.pass_on(text)
+            elif text:
+                self._take(str(place), text, None, None)
 
     def log(self, record: logging.LogRecord) -> None:
         """Takes a record of a logger."""
@@ -129,10 +152,10 @@ class Recorder:
             text = _FORMATTER.format(record)
         except Exception:  # the arguments do not fit the message; the handlers complain about it
             text = record.msg if isinstance(record.msg, str) else object.__repr__(record.msg)
+        text = secrets.masked(text, self._hidden)
         self._take("log", f"{text}\n", record.levelname, record.name)
 
     def _take(self, stream: str, text: str, level: str | None, logger: str | None) -> None:
-        text = masked(text, self.hidden)
         skipped = 0
         if len(text) > 4 * self._half:
             # Not all of it is encoded, as it may be much.
@@ -236,9 +259,16 @@ class Recorder:
         """Takes and tells nothing any more."""
         self._closed = True
 
+    def end(self) -> None:
+        """Closes it, after what was held back."""
+        with contextlib.suppress(Exception), self._lock:  # a stream may be closed
+            self._rest()
+        self.close()
+
     def kept(self) -> list[LogEntry]:
-        """All that is kept."""
+        """All that is kept, once the attempt has ended."""
         with self._lock:
+            self._rest()
             return [piece.entry() for piece in (*self._head, *self._tail)]
 
 
@@ -295,11 +325,10 @@ def _recorder() -> Recorder | None:
     return None if found is _NOBODY else found
 
 
-def _without_secrets(text: str) -> str:
+def _without_secrets(tee: _Tee, text: str) -> str:
     """`text` without what is hidden of any attempt that runs, as it may come from a handler or a thread."""
     for recorder in _active:
-        if recorder.hidden:
-            text = masked(text, recorder.hidden)
+        text = recorder.mask(tee, text)
     return text
 
 
@@ -330,9 +359,10 @@ def recording(
     try:
         with _changing:
             _active = (*_active, recorder)
-        yield recorder
+        with secrets.hidden(hidden):
+            yield recorder
     finally:
-        recorder.close()
+        recorder.end()
         with _changing:
             _active = tuple(each for each in _active if each is not recorder)
         _current.reset(token)
@@ -362,7 +392,7 @@ class _Tee(io.TextIOBase):
     def write(self, text: str) -> int:
         write: Callable[[str], int] = self._stream.write
         recorder = _recorder()
-        shown = _without_secrets(text)
+        shown = _without_secrets(self, text)
         if recorder is None:
             write(shown)
             return len(text)
@@ -370,6 +400,11 @@ class _Tee(io.TextIOBase):
         _unrecorded(write, shown)
         recorder.write(self._name, text)
         return len(text)
+
+    def pass_on(self, text: str) -> None:
+        """Writes what was held back."""
+        if text:
+            _unrecorded(self._stream.write, text)
 
     def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]  # as for any text
         for line in lines:

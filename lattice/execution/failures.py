@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 
 from lattice.execution import source
+from lattice.execution.secrets import hide
 from lattice.workflow.events import ErrorInfo
 
 #: Longest message and traceback, in characters.
@@ -30,7 +31,8 @@ _NOT_USERS = (
 
 
 def shortened(text: str, limit: int) -> str:
-    """`text` if it has at most `limit` characters, otherwise its beginning and its end."""
+    """`text` without secrets, and if it has more than `limit` characters, only its beginning and its end."""
+    text = hide(text)
     if len(text) <= limit:
         return text
     half = (limit - 40) // 2

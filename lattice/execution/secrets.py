@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -63,12 +64,77 @@ def in_environment(secrets: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def hidden(values: Iterable[str]) -> Iterator[None]:
+    """Has `hide` mask these values inside, in this process."""
+    global _hidden
+    before = _hidden
+    try:
+        _hidden = tuple(values)
+        yield
+    finally:
+        _hidden = before
+
+
+_hidden: tuple[str, ...] = ()
+
+
+def hide(text: str) -> str:
+    """`text` without the values that are hidden now. To be called before a text is cut: part of a value is not found."""
+    return masked(text, _hidden)
+
+
 def masked(text: str, values: Iterable[str]) -> str:
     """`text` without the values of secrets that stand in it as they are."""
-    for value in values:
-        if len(value) >= _SHORTEST_MASKED:
-            text = text.replace(value, _MASK)
+    for value in _maskable(values):
+        text = text.replace(value, _MASK)
     return text
+
+
+def _maskable(values: Iterable[str]) -> list[str]:
+    """Longest first, as a value may hold another."""
+    return sorted({each for each in values if len(each) >= _SHORTEST_MASKED}, key=len, reverse=True)
+
+
+class Masking:
+    """Masks the values of secrets in a text that comes in pieces, also where one begins in a piece and ends in another.
+
+    So the end of a piece is held back as long as it may be the beginning of a value.
+    """
+
+    def __init__(self, values: Iterable[str]) -> None:
+        self._values = _maskable(values)
+        # Of those that begin at one place, the first that is named: the longest.
+        self._pattern = re.compile("|".join(map(re.escape, self._values)) or r"(?!)")
+        self._held = ""
+
+    def take(self, piece: str) -> str:
+        """What can be told by now."""
+        text = self._held + piece
+        end = self._beginning(text)
+        for found in self._pattern.finditer(text):
+            if found.end() > end:
+                end = min(end, found.start())
+                break
+        self._held = text[end:]
+        return self._pattern.sub(_MASK, text[:end])
+
+    def rest(self) -> str:
+        """What was held back, as nothing follows; of a value that was cut, as little as of a whole one."""
+        text, self._held = self._pattern.sub(_MASK, self._held), ""
+        end = self._beginning(text)
+        return text if len(text) - end < _SHORTEST_MASKED else text[:end] + _MASK
+
+    def _beginning(self, text: str) -> int:
+        """Where the first value begins that `text` does not hold to its end."""
+        first = len(text)
+        for value in self._values:
+            at = text.find(value[0], max(0, len(text) - len(value) + 1))
+            while 0 <= at < first:
+                if value.startswith(text[at:]):
+                    first = at
+                at = text.find(value[0], at + 1)
+        return first
 
 
 def masked_error(error: ErrorInfo, values: Iterable[str]) -> ErrorInfo:

@@ -378,6 +378,29 @@ def run(p):
     found = [path for path in engine.folder.rglob("*") if path.is_file()]
     assert found
     assert [path for path in found if SECRET.encode() in path.read_bytes()] == []
+    # Part of a value is found by nobody: where text is cut, or comes in pieces.
+    for before in range(2028 - len(SECRET), 2028, 7):
+        code = f"import os\ndef run(p):\n    raise ValueError({before} * 'x' + os.environ['API_KEY'] + 4000 * 'x')"
+        failed = await bench.fail(code, f"cut at {before}", sandbox=sandbox, secrets=("API_KEY",))
+        assert SECRET[:8] not in str(failed)
+        assert SECRET[-8:] not in str(failed)
+    code = """
+import os, sys
+def run(p):
+    text = 65500 * "x" + os.environ["API_KEY"]
+    for start in range(0, len(text), 65521):
+        sys.stdout.write(text[start : start + 65521])
+        sys.stdout.flush()
+    return {"out": 1}
+"""
+    job = bench.job(code, "in pieces", sandbox=sandbox, secrets=("API_KEY",))
+    bench.dispatcher.submit(job)
+    assert isinstance(await bench.end(job), TaskSucceeded)
+    printed = "".join(entry.text for entry in await bench.printed(job))
+    assert printed.endswith("x***")
+    assert SECRET[:8] not in printed
+    found = [path for path in engine.folder.rglob("*") if path.is_file()]
+    assert [path for path in found if SECRET[:20].encode() in path.read_bytes()] == []
     failed = await bench.fail(
         "import os\nraise ValueError(os.environ['API_KEY'])\ndef run(p): pass\n",
         "does not load",

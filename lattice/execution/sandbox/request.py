@@ -37,6 +37,7 @@ class Request:
         name: the task's.
         data: the code.
         environment: variables beside the usual ones.
+        hidden: those of their values that are secrets.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Request:
     environment: Mapping[str, str]
     arguments: Mapping[str, Given]
     output_keys: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """For `decode_request`, in the sandbox."""

@@ -31,6 +31,7 @@ from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Succeeded, run_call
 from lattice.execution.sandbox import jail, kernel, plain
 from lattice.execution.sandbox.request import Given, Request, decode_request, encode_answer
+from lattice.execution.secrets import hidden
 from lattice.workflow.events import ErrorInfo
 from lattice.workflow.sandbox import Sandbox
 
@@ -200,7 +201,8 @@ def _work(request: int, answer: int) -> NoReturn:
         )
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # text files
-        data = _answer(asked)
+        with hidden(asked.hidden):
+            data = _answer(asked)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         with os.fdopen(3, "wb") as out:
