@@ -53,15 +53,25 @@ class SecretFolder:
 def in_environment(secrets: Mapping[str, str]) -> Iterator[None]:
     """Has `secrets` in the environment of this process inside, and afterwards what was there before."""
     before = {name: os.environ.get(name) for name in secrets}
-    os.environ.update(secrets)
+    # Twice, as the interrupt of an attempt that is cancelled may meet anything, the first time too.
     try:
-        yield
+        try:
+            os.environ.update(secrets)
+            yield
+        finally:
+            _put_back(before)
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _put_back(before)
+
+
+def _put_back(before: Mapping[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+            # It is there alone if setting it was interrupted.
+            os.unsetenv(name)
+        else:
+            os.environ[name] = value
 
 
 @contextlib.contextmanager

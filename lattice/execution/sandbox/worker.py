@@ -33,7 +33,7 @@ _CHUNK = 64 * 1024
 _MAX_STATUS = 8 * 1024
 _START = (
     "import sys; sys.path[:] = sys.argv[2].split('\\n'); "
-    "from lattice.execution.sandbox.zygote import main; main(int(sys.argv[1]))"
+    "from lattice.execution.sandbox.zygote import main; main(int(sys.argv[1]), int(sys.argv[3]))"
 )
 _UTF8 = codecs.getincrementaldecoder("utf-8")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -67,6 +67,20 @@ def call(request: Request, sandbox: Sandbox, printed: Callable[[str, str], None]
         SandboxError: the sandbox cannot be made here, or its process ended without an answer.
         NotPlainError: the answer cannot be read within the limits of the sandbox.
     """
+    handles: list[int] = []
+    # Twice, as the interrupt of an attempt that is cancelled may meet anything, the first time too.
+    try:
+        try:
+            return _call(request, sandbox, printed, handles)
+        finally:
+            _end(handles)
+    finally:
+        _end(handles)
+
+
+def _call(
+    request: Request, sandbox: Sandbox, printed: Callable[[str, str], None], handles: list[int]
+) -> bytes:
     with contextlib.ExitStack() as stack:
         wanted = os.memfd_create("request")
         stack.callback(os.close, wanted)
@@ -77,30 +91,28 @@ def call(request: Request, sandbox: Sandbox, printed: Callable[[str, str], None]
         for reader in readers:
             stack.callback(os.close, reader)
         try:
-            keeper = _order(sandbox, [wanted, *writers])
+            _order(sandbox, [wanted, *writers], handles)
         finally:
             for writer in writers:
                 os.close(writer)
-        stack.callback(os.close, keeper)
-        stack.callback(_kill, keeper)
-        return _Watch(keeper, readers, sandbox, printed).answer()
+        return _Watch(handles[0], readers, sandbox, printed).answer()
 
 
-def _order(sandbox: Sandbox, descriptors: list[int]) -> int:
-    """Has a sandbox made; what it can be killed by."""
+def _order(sandbox: Sandbox, descriptors: list[int], handles: list[int]) -> None:
+    """Has a sandbox made; puts what it can be killed by into `handles`."""
     global _maker
     if _maker is None or _maker.process.poll() is not None:
         _maker = _start()
     try:
         socket.send_fds(_maker.orders, [json.dumps(sandbox.document()).encode()], descriptors)
-        _, handles, _, _ = socket.recv_fds(_maker.orders, 16, 1)
+        handles += socket.recv_fds(_maker.orders, 16, 1)[1]
         if handles:
-            return handles[0]
+            return
         problem = "what makes sandboxes has ended"
     except OSError as error:
         problem = str(error)
     except BaseException:
-        # Interrupted in between: the next must not get the answer to this.
+        # Interrupted in between. What it has made ends with it, and the next must not get the answer to this.
         _maker.orders.close()
         _maker.process.kill()
         _maker = None
@@ -117,7 +129,10 @@ def _start() -> _Maker:
         # Of the environment only what Python may need to start: it may hold what the call must not see.
         kept = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
         process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, str(its.fileno()), "\n".join(sys.path)],
+            [
+                *(sys.executable, "-I", "-c", _START),
+                *(str(its.fileno()), "\n".join(sys.path), str(os.getpid())),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[its.fileno()],
@@ -128,9 +143,12 @@ def _start() -> _Maker:
     return _Maker(process, ours)
 
 
-def _kill(keeper: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(keeper, signal.SIGKILL)
+def _end(handles: list[int]) -> None:
+    for handle in handles:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    while handles:
+        os.close(handles.pop())
 
 
 def _refusal(problem: str) -> str:

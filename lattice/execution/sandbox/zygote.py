@@ -49,12 +49,21 @@ _MAX_REASON = 4000
 _STACK = 4 * _MIB
 
 
-def main(descriptor: int) -> NoReturn:
-    """Makes sandboxes for whoever holds the other end of a socket, until it is closed."""
+def main(descriptor: int, parent: int) -> NoReturn:
+    """Makes sandboxes for its parent, which holds the other end of a socket, until that is closed or the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     orders = socket.socket(fileno=descriptor)
     folders = jail.python_folders()
+    try:
+        worker = os.pidfd_open(parent)
+    except ProcessLookupError:
+        os._exit(0)
+    if os.getppid() != parent:
+        os._exit(0)
     while True:
+        # What user code has forked in the worker's process may hold the socket open for longer.
+        if worker in select.select([orders.fileno(), worker], [], [])[0]:
+            os._exit(0)
         order, descriptors, _, _ = socket.recv_fds(orders, _MAX_ORDER, _DESCRIPTORS)
         if not order:
             os._exit(0)
@@ -64,6 +73,7 @@ def main(descriptor: int) -> NoReturn:
         keeper = os.fork()
         if keeper == 0:
             orders.close()
+            os.close(worker)
             _keep(Sandbox(**json.loads(order)), folders, *descriptors)
         handle = os.pidfd_open(keeper)
         with contextlib.suppress(OSError):  # the worker may be gone

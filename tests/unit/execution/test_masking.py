@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import os
 import sys
 import traceback
+from types import FrameType
 
 import pytest
 
 from lattice.execution.capture import recording
 from lattice.execution.failures import MAX_MESSAGE, MAX_TRACEBACK, describe
-from lattice.execution.secrets import Masking, hidden, masked, masked_error
+from lattice.execution.secrets import Masking, hidden, in_environment, masked, masked_error
 
 SECRET = "s3cr3t-0123456789"
 
@@ -88,3 +91,39 @@ def test_what_is_printed_in_pieces_is_masked(capsys: pytest.CaptureFixture[str])
     assert kept["stderr"] == shown.err
     assert kept["stderr"].endswith("ValueError: ***\n")
     assert masked_error(describe(ValueError("x"), "t"), [SECRET]).message == "x"
+
+
+def test_no_interrupt_leaves_a_secret_in_the_environment() -> None:
+    """Wherever it comes: the next attempt in the process, and what it starts, must not find it."""
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_char_p
+    left = 0
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> object:
+        nonlocal left
+        frame.f_trace_opcodes = True
+        if frame.f_globals.get("__name__") in ("lattice.execution.secrets", "contextlib", "os"):
+            left -= event == "opcode"
+            if left == 0:
+                raise KeyboardInterrupt
+        return interrupt
+
+    os.environ["LATTICE_TEST_OLD"] = "before"
+    for number in itertools.count(1):
+        left = number
+        before = sys.gettrace()
+        try:
+            sys.settrace(interrupt)  # type: ignore[arg-type]  # its type refers to itself
+            with in_environment({"LATTICE_TEST_OLD": SECRET, "LATTICE_TEST_NEW": SECRET}):
+                pass
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        assert os.environ["LATTICE_TEST_OLD"] == "before"
+        assert "LATTICE_TEST_NEW" not in os.environ
+        assert libc.getenv(b"LATTICE_TEST_OLD") == b"before"
+        assert libc.getenv(b"LATTICE_TEST_NEW") is None
+    assert number > 100
+    del os.environ["LATTICE_TEST_OLD"]

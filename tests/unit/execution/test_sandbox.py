@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import platform
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -59,6 +62,67 @@ try:
 except worker.SandboxError as error:
     print(error.info.type, error.info.message)
 """
+
+_WORKER = """
+import hashlib, os, signal, sys, time
+from lattice.execution.sandbox import worker
+from lattice.execution.sandbox.request import Request
+from lattice.workflow.sandbox import Sandbox
+from lattice.workflow.task import Code, CodeForm
+
+SOURCE = b"import time\\ndef run(p):\\n    print('up')\\n    time.sleep(600)\\n"
+code = Code(hashlib.sha256(SOURCE).hexdigest(), CodeForm.SOURCE, "run")
+
+def call(printed):
+    worker.call(Request("run", code, SOURCE, {}, {}), Sandbox(processes=16), printed)
+"""
+
+#: An interrupt before each line of those functions; afterwards what is left of the sandbox.
+_INTERRUPTS = (
+    _WORKER
+    + """
+left = 0
+
+def interrupt(frame, event, argument):
+    global left
+    if frame.f_code.co_name not in ("call", "_call", "_order") or frame.f_code.co_filename != worker.__file__:
+        return None
+    left -= event == "line"
+    if left == 0:
+        raise KeyboardInterrupt
+    return interrupt
+
+def printed(stream, text):
+    global number
+    number = 0
+    raise KeyboardInterrupt
+
+number = 1
+while number:
+    left = number
+    number += 1
+    sys.settrace(interrupt)
+    try:
+        call(printed)
+    except KeyboardInterrupt:
+        sys.settrace(None)
+    print("interrupted", flush=True)
+    input()
+"""
+)
+
+#: A worker that is killed while something that it forked holds all that it has open.
+_KILLED = (
+    _WORKER
+    + """
+def printed(stream, text):
+    if os.fork() == 0:
+        time.sleep(600)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+call(printed)
+"""
+)
 
 linux = pytest.mark.skipif(platform.system() != "Linux", reason="sandboxes are Linux's")
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -120,6 +184,76 @@ def test_a_worker_without_rights_makes_a_user_namespace(tmp_path: Path) -> None:
         "memory": "PermissionError",
         "more": "BlockingIOError",
     }
+
+
+def started_for(mark: str) -> list[int]:
+    """What makes sandboxes, and sandboxes, of workers that have `mark` in their module path."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if "-I" in words and any(mark in each for each in words):
+                found.append(int(path.parent.name))
+    return found
+
+
+def worker_of(script: str, mark: Path) -> subprocess.Popen[str]:
+    path = [os.getcwd(), sysconfig.get_path("purelib"), str(mark)]
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": os.pathsep.join(path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # So that what it forks can be ended with it.
+        start_new_session=True,
+    )
+
+
+def wait_for_end(processes: list[int]) -> None:
+    """Waits until all of them have ended."""
+    for each in processes:
+        with contextlib.suppress(ProcessLookupError):
+            handle = os.pidfd_open(each)
+            ended = select.select([handle], [], [], 30)[0]
+            os.close(handle)
+            assert ended
+
+
+@linux
+@root
+def test_an_interrupt_ends_the_sandbox(tmp_path: Path) -> None:
+    """Wherever it comes, also where the sandbox was only just made."""
+    rounds = 0
+    with worker_of(_INTERRUPTS, tmp_path) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        while process.stdout.readline():
+            # What makes sandboxes may stay.
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            there = started_for(str(tmp_path))
+            wait_for_end([each for each in there if str(each) not in children])
+            process.stdin.write("\n")
+            process.stdin.flush()
+            rounds += 1
+    assert process.returncode == 0
+    assert rounds > 20
+    wait_for_end(started_for(str(tmp_path)))
+
+
+@linux
+@root
+def test_nothing_is_left_of_a_worker_that_was_killed(tmp_path: Path) -> None:
+    """Though something that user code has forked in it lives on, with all that was open in it."""
+    with worker_of(_KILLED, tmp_path) as process:
+        process.wait()
+        try:
+            os.killpg(process.pid, 0)
+            wait_for_end(started_for(str(tmp_path)))
+            os.killpg(process.pid, 0)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_plain_data_comes_through() -> None:
