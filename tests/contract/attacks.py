@@ -139,6 +139,21 @@ def run(p):
 """,
         "more than 2 s of CPU time",
     ),
+    "processes that nobody waits for take the CPU for ever": (
+        """
+import os, signal, time
+def run(p):
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        for _ in range(2):
+            if os.fork() == 0:
+                end = time.process_time() + 0.03
+                while time.process_time() < end: pass
+                os._exit(0)
+        time.sleep(0.03)
+""",
+        "more than 2 s of CPU time",
+    ),
     "a fork bomb": (
         """
 import os

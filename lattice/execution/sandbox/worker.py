@@ -15,12 +15,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lattice.execution.sandbox.plain import NotPlainError
 from lattice.execution.sandbox.request import Request
+from lattice.execution.sandbox.usage import Usage
 from lattice.execution.sandbox.zygote import FORGED, REFUSED
 from lattice.workflow.events import ErrorInfo
 from lattice.workflow.sandbox import Sandbox
@@ -36,9 +36,6 @@ _START = (
     "from lattice.execution.sandbox.zygote import main; main(int(sys.argv[1]), int(sys.argv[3]))"
 )
 _UTF8 = codecs.getincrementaldecoder("utf-8")
-_TICKS = os.sysconf("SC_CLK_TCK")
-#: What a process takes of memory by itself, in KiB.
-_MEMORY = ("RssAnon", "VmSwap", "HugetlbPages")
 
 
 class SandboxError(Exception):
@@ -177,7 +174,7 @@ class _Watch:
     def answer(self) -> bytes:
         """What was answered. Raises SandboxError and NotPlainError."""
         names = ("answer", "stdout", "stderr", "status")
-        process = _process_of(self.keeper)
+        usage = Usage(self.keeper)
         next_look = time.monotonic() + _PERIOD
         with selectors.DefaultSelector() as selector:
             for name, reader in zip(names, self.readers, strict=True):
@@ -189,7 +186,7 @@ class _Watch:
                         selector.unregister(key.fd)
                     self._take(key.data, data)
                 if time.monotonic() >= next_look:
-                    self._check_use(process)
+                    self._check(usage)
                     next_look = time.monotonic() + _PERIOD
         return self._outcome()
 
@@ -204,13 +201,8 @@ class _Watch:
         if len(kept) > self.sandbox.memory * _MIB:
             raise SandboxError("SandboxLimit", f"its answer is over {self.sandbox.memory} MiB")
 
-    def _check_use(self, process: int) -> None:
-        seconds = memory = 0.0
-        for each in _family(process):
-            used = _use(each)
-            if used is not None:
-                seconds += used[0]
-                memory += used[1]
+    def _check(self, usage: Usage) -> None:
+        seconds, memory = usage.look()
         if seconds > self.sandbox.cpu_seconds:
             raise SandboxError(
                 "SandboxLimit",
@@ -242,38 +234,3 @@ class _Watch:
         if code < 0:
             return f"its process was ended by signal {-code} ({signal.strsignal(-code)})"
         return f"its process ended with status {code} and without a result"
-
-
-def _process_of(handle: int) -> int:
-    """The process id that a handle stands for."""
-    for line in Path(f"/proc/self/fdinfo/{handle}").read_text().splitlines():
-        if line.startswith("Pid:"):
-            return int(line.split()[1])
-    return -1
-
-
-def _family(process: int) -> Iterator[int]:
-    """A process and all below it."""
-    waiting = [process] if process > 0 else []
-    while waiting:
-        each = waiting.pop()
-        yield each
-        with contextlib.suppress(OSError):
-            for thread in os.listdir(f"/proc/{each}/task"):
-                with contextlib.suppress(OSError):
-                    text = Path(f"/proc/{each}/task/{thread}/children").read_text()
-                    waiting += map(int, text.split())
-
-
-def _use(process: int) -> tuple[float, float] | None:
-    """Seconds of CPU time, of children that have ended too, and bytes of memory of its own; None if it is gone.
-
-    Memory that processes share is not here: there is only that of the scratch folder, which has a limit itself.
-    """
-    try:
-        times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return None
-    taken = [int(line.split()[1]) for line in lines if line.partition(":")[0] in _MEMORY]
-    return sum(map(int, times)) / _TICKS, sum(taken) * 1024
