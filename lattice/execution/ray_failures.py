@@ -6,7 +6,7 @@ from ray import exceptions
 
 from lattice.execution.failures import MAX_MESSAGE, printable, shortened
 from lattice.execution.wire import FrameError
-from lattice.ports.secrets import SecretNotFoundError
+from lattice.ports.secrets import SecretError
 from lattice.workflow.events import ErrorInfo
 
 _PROCESS_DIED = "the process that ran the task died (killed, out of memory, or os._exit)"
@@ -31,7 +31,7 @@ _LOST: tuple[tuple[type[Exception], str], ...] = (
 
 #: Errors that trying again does not help; the engine's own text says more and follows.
 _FAILED: tuple[tuple[type[Exception], str], ...] = (
-    (SecretNotFoundError, "a secret of the task cannot be had"),
+    (SecretError, "a secret of the task cannot be had"),
     (exceptions.RuntimeEnvSetupError, "the task's runtime_env could not be set up"),
     (exceptions.TaskUnschedulableError, "no node of the cluster can run the task"),
     (exceptions.UnserializableException, "the task raised an exception that cannot be passed on"),

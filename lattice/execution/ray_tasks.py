@@ -30,6 +30,7 @@ from lattice.execution.ray_calls import RayCalls, kill, ray_future
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunctions
 from lattice.execution.ray_starts import StartListener
+from lattice.execution.secrets import values_of
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
 from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
@@ -201,11 +202,13 @@ class RayTaskDispatcher:
     def _begin(self, call: WorkerCall) -> None:
         """Gives attempts to Ray."""
         try:
+            keys = {key for taken in call.attempts for key in taken.job.definition.secrets}
+            secrets = values_of(keys, self._secrets)
             codes = {taken.job.definition.code.digest: taken.code for taken in call.attempts}
             assignments, upstream = self._assign(call)
             function = self._run_attempts.of(call.shape)
             call.report, call.large = function.remote(
-                attempt.encode_group(assignments), codes, self._secrets_of(call), *upstream
+                attempt.encode_group(assignments), codes, secrets, *upstream
             )
         except Exception as error:  # Ray refuses the options, such as a malformed runtime_env
             self._count_back(call)
@@ -222,11 +225,6 @@ class RayTaskDispatcher:
         future = ray_future(call.report)
         self._in_flight[call] = future
         future.add_done_callback(functools.partial(self._landed, call))
-
-    def _secrets_of(self, call: WorkerCall) -> dict[str, str]:
-        """The values of secrets by name. Raises SecretNotFoundError, OSError and ValueError."""
-        keys = {key for taken in call.attempts for key in taken.job.definition.secrets}
-        return {key.rpartition("/")[2]: self._secrets.value(key) for key in keys}
 
     def _assign(
         self, call: WorkerCall

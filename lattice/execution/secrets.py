@@ -8,12 +8,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lattice.ports.secrets import SecretNotFoundError
+from lattice.ports.secrets import SecretError, SecretNotFoundError, Secrets
 from lattice.workflow.events import ErrorInfo
 from lattice.workflow.task import is_secret_name
 
 #: Longest value, in bytes: it is put into the environment of a process.
 _MAX_SIZE = 32 * 1024
+#: Of all values of an attempt together, in bytes. More would not go to the worker with its call, but by way of the
+#: engine's object store, which writes to disk what it has no room for.
+_MAX_TOGETHER = 64 * 1024
 #: Shorter values are not masked, as they may stand in any text.
 _SHORTEST_MASKED = 4
 _MASK = "***"
@@ -37,16 +40,36 @@ class SecretFolder:
         return is_secret_name(name) and is_inside and (self._folder / key).is_file()
 
     def value(self, key: str) -> str:
-        """What is in the file. Raises SecretNotFoundError, and OSError or ValueError for a file that is no secret."""
+        """What is in the file. Raises SecretError."""
         if not self.has(key):
             raise SecretNotFoundError(key)
-        data = (self._folder / key).read_bytes()
+        try:
+            data = (self._folder / key).read_bytes()
+            text = data.decode().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            # Not as its cause, which may hold the value.
+            reason = type(error).__name__
+            raise SecretError(
+                f"the file of the secret {key!r} cannot be read as text ({reason})"
+            ) from None
         if len(data) > _MAX_SIZE or b"\0" in data:
-            raise ValueError(
+            raise SecretError(
                 f"the file of the secret {key!r} has {len(data)} bytes or a zero byte; text of at most "
                 f"{_MAX_SIZE} bytes is allowed"
             )
-        return data.decode().rstrip("\r\n")
+        return text
+
+
+def values_of(keys: Iterable[str], source: Secrets) -> dict[str, str]:
+    """The values of the secrets of an attempt, by name. Raises SecretError."""
+    values = {key.rpartition("/")[2]: source.value(key) for key in keys}
+    size = sum(len(value.encode()) for value in values.values())
+    if size > _MAX_TOGETHER:
+        raise SecretError(
+            f"the secrets {', '.join(values)} have {size} bytes together; a task may have {_MAX_TOGETHER}: let it ask "
+            "for fewer, or keep long ones elsewhere, and what opens them in a secret"
+        )
+    return values
 
 
 @contextlib.contextmanager

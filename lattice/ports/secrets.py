@@ -19,7 +19,7 @@ class Secrets(Protocol):
         """Whether there is such a one."""
 
     def value(self, key: str) -> str:
-        """What it is now. Raises SecretNotFoundError."""
+        """What it is now. Raises SecretError."""
 
 
 class NoSecrets:
@@ -34,7 +34,11 @@ class NoSecrets:
         raise SecretNotFoundError(key)
 
 
-class SecretNotFoundError(Exception):
+class SecretError(Exception):
+    """A secret that no attempt can be given; the text says why."""
+
+
+class SecretNotFoundError(SecretError):
     """A secret that is not, or no longer, there."""
 
     def __init__(self, key: str) -> None:

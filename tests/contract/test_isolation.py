@@ -416,6 +416,16 @@ async def test_a_secret_is_read_when_it_is_needed(bench: Bench, secrets: Path) -
     (secrets / "API_KEY").write_text("new")
     end = await bench.succeed(LENGTH, "new", secrets=("API_KEY",))
     assert end.result == {"out": [3, 3]}
+    (secrets / "API_KEY").write_bytes(b"\xff\xfe")
+    failed = await bench.fail(LENGTH, "no text", secrets=("API_KEY",))
+    assert "'API_KEY' cannot be read as text" in failed.error.message
+    for name in ("API_KEY", "SECOND", "THIRD"):
+        (secrets / name).write_text("x" * 32_000)
+    end = await bench.succeed(LENGTH, "long", secrets=("API_KEY", "SECOND"))
+    assert end.result == {"out": [32_000] * 2}
+    failed = await bench.fail(LENGTH, "too long", secrets=("API_KEY", "SECOND", "THIRD"))
+    assert "a secret of the task cannot be had" in failed.error.message
+    assert "96000 bytes together" in failed.error.message
     (secrets / "API_KEY").unlink()
     failed = await bench.fail(LENGTH, "gone", secrets=("API_KEY",))
     assert "'API_KEY'" in failed.error.message
