@@ -93,7 +93,7 @@ def source(body: str) -> str:
     return _SOURCE.format(body="\n".join(f"    {line}" for line in body.strip().splitlines()))
 
 
-#: Using up what there is: source, and words of the error that ends it.
+#: Using up what there is: source, and words of the error that ends it, as a pattern.
 EXHAUSTION = {
     "one process takes all memory": (
         "def run(p):\n    return {'n': len(bytearray(16 << 30))}\n",
@@ -170,7 +170,8 @@ def run(p):
     while True:
         os.fork()
 """,
-        "BlockingIOError",
+        # Whichever it meets first.
+        "BlockingIOError|more than 256 MiB",
     ),
     "threads without end": (
         """
