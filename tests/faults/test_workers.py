@@ -184,7 +184,7 @@ def test_a_worker_that_dies_is_replaced_in_the_middle_of_a_run(
     workers.append(worker := Worker(service, first, ROOM))
     _ = worker.node_id
     workflow_id, run_id = start(rest, tmp_path, 1, resources=LARGE)
-    wait_for("the task", lambda: begun(tmp_path) == {1})
+    wait_for("word of its start", lambda: tasks(rest, run_id)["work1"]["state"] == "running")
     worker.kill()
     wait_for(
         "what it waits for",
