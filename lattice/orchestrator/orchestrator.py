@@ -359,10 +359,11 @@ class Orchestrator:
             RunNotFoundError: there is no such run, or it is of another workflow.
         """
         parts = self._parts
-        if parts.runs.live(run_id) is None or workflow_id is not None:
+        live = parts.runs.live(run_id)
+        if live is None or workflow_id is not None:
             await parts.journal.barrier()
-            record = await parts.reading.record(run_id)
-            if workflow_id not in (None, record.workflow_id):
+            run = live.graph if live is not None else await parts.reading.record(run_id)
+            if workflow_id not in (None, run.workflow_id):
                 raise RunNotFoundError(run_id, workflow_id)
         if not logs:
             async for group in parts.feed.follow(run_id, after):
