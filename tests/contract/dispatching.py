@@ -15,6 +15,7 @@ from typing import Any
 import cloudpickle
 
 from lattice.errors import StoreUnavailableError
+from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.ids import Digest, RunId, TaskId
 from lattice.ports.execution import (
     Argument,
@@ -32,6 +33,8 @@ from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
 
 #: Longest wait, in seconds, for something that does happen.
 LONG = 60.0
+#: Most tasks of a shape that Ray has at a time.
+IN_FLIGHT = 100
 
 End = TaskSucceeded | TaskFailed | TaskLost
 
@@ -42,6 +45,26 @@ def short_folder() -> Iterator[str]:
     base = "/tmp" if os.path.isdir("/tmp") else None
     with tempfile.TemporaryDirectory(prefix="lt", dir=base, ignore_cleanup_errors=True) as folder:
         yield folder
+
+
+def new_tasks(storage_url: str) -> RayTaskDispatcher:
+    """A dispatcher of Ray tasks."""
+    return RayTaskDispatcher(
+        storage_url,
+        inline_value_bytes=1024,
+        max_result_bytes=100_000,
+        max_in_flight=IN_FLIGHT,
+        cancel_grace=0.5,
+    )
+
+
+def event_loop_tasks() -> set[asyncio.Task[Any]]:
+    """The tasks of the loop but those with which anyio's plugin drives the test."""
+    return {
+        task
+        for task in asyncio.all_tasks()
+        if not getattr(task.get_coro(), "__qualname__", "").startswith("TestRunner.")
+    }
 
 
 class Bench:
