@@ -212,7 +212,7 @@ def test_run_workflow_refuses_what_cannot_run(rest: Rest) -> None:
     for resources, words in (
         ({"cpu": 10_000}, "cpu 10000 asked"),
         ({"gpu": 3}, "gpu 3 asked"),
-        ({"gpu_mem": 8192}, "no registered worker"),
+        ({"gpu_mem": 8192}, "no connected worker"),
     ):
         workflow_id = rest.workflow()
         rest.task(workflow_id, "a", GOOD, resources=resources)

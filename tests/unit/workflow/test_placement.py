@@ -54,7 +54,7 @@ def test_what_no_node_holds_is_refused(resources: Resources, words: str) -> None
 
 def test_gpu_memory_that_nobody_has_is_refused() -> None:
     """Either nobody said, or it is too little."""
-    with pytest.raises(InvalidRequestError, match="no registered worker"):
+    with pytest.raises(InvalidRequestError, match="no connected worker"):
         check(Resources(gpu_mem=1), "task 't'", [LARGE], [])
     with pytest.raises(InvalidRequestError, match="largest registered GPU has 100 MiB"):
         check(Resources(gpu_mem=101), "task 't'", [LARGE], [100])
