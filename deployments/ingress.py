@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
-import grpc
 import ray.exceptions
 from fastapi import FastAPI
 from ray import serve
@@ -54,7 +53,7 @@ _ONE_LOOP = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-_ENGINE_ERRORS = (ray.exceptions.RayError, RayServeException, grpc.aio.AioRpcError)
+_ENGINE_ERRORS = (ray.exceptions.RayError, RayServeException)
 
 
 class RemoteOrchestrator:
@@ -166,10 +165,8 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         use_serve_logs(self._settings.log_format)
-        # Over gRPC, in half the time of the tasks of an actor that Serve sends by default. For whoever needs no
-        # key: with keys, each request asks as its own caller.
-        handle = self._orchestrator.options(_by_reference=False)
-        service = RemoteOrchestrator(handle, self._settings.call_timeout, ANYBODY)
+        # For whoever needs no key: with keys, each request asks as its own caller.
+        service = RemoteOrchestrator(self._orchestrator, self._settings.call_timeout, ANYBODY)
         replica = serve.get_replica_context().replica_id.unique_id
         app: FastAPI = create_app(
             metrics_enabled=self._settings.metrics_enabled,

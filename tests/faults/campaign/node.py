@@ -17,7 +17,7 @@ from tests.running import PATIENCE, ROOT, Service, wait_for
 
 
 class Node:
-    """The node. `notes` gets the id under which it was registered last."""
+    """The node. `notes` gets the ids under which it was registered."""
 
     def __init__(self, service: Service, notes: Notes) -> None:
         self._service = service
@@ -34,8 +34,7 @@ class Node:
             node_id = new["engine_node_id"]
             body = {"node_id": node_id, "node_ip": new["node_ip"], "resources": {"cpu": 1}}
             self._asked("POST", "/connect_worker", json=body)
-            # It takes the place of the one before, which may have been forgotten.
-            self._notes.nodes[:] = [node_id]
+            self._notes.nodes.append(node_id)
 
     def _new(self, port: int, known: set[str | None]) -> dict[str, Any] | None:
         """The node, once the engine has it. On a busy machine it may take the engine more than one try."""

@@ -81,7 +81,7 @@ class Notes:
     Attributes:
         unanswered: how many requests for a run, each repeated under one key, got no answer in the end.
         workflows: ids of workflows that were acknowledged without a run.
-        nodes: ids of nodes whose registration was acknowledged, and whose place no other took.
+        nodes: ids of nodes whose registration was acknowledged, one after another at the same address.
         errors: what the SDK raised where nothing should have gone wrong.
     """
 
