@@ -4,9 +4,11 @@ Stateless: any number of replicas may run, and each may die at any moment.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
+import grpc
 import ray.exceptions
 from fastapi import FastAPI
 from ray import serve
@@ -53,7 +55,10 @@ _ONE_LOOP = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-_ENGINE_ERRORS = (ray.exceptions.RayError, RayServeException)
+#: Where it is set, the orchestrator is asked over gRPC, in half the time of the tasks of an actor that Serve sends by
+#: default. Without it Serve's gRPC takes no message over 4 MiB, at either end, and code and values are larger.
+_GRPC_LIMIT = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+_ENGINE_ERRORS = (ray.exceptions.RayError, RayServeException, grpc.aio.AioRpcError)
 
 
 class RemoteOrchestrator:
@@ -165,8 +170,9 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         use_serve_logs(self._settings.log_format)
+        handle = self._orchestrator.options(_by_reference=_GRPC_LIMIT not in os.environ)
         # For whoever needs no key: with keys, each request asks as its own caller.
-        service = RemoteOrchestrator(self._orchestrator, self._settings.call_timeout, ANYBODY)
+        service = RemoteOrchestrator(handle, self._settings.call_timeout, ANYBODY)
         replica = serve.get_replica_context().replica_id.unique_id
         app: FastAPI = create_app(
             metrics_enabled=self._settings.metrics_enabled,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 import ray.exceptions
+from grpc.aio import AioRpcError, Metadata
 from ray.serve.exceptions import BackPressureError
 
 from deployments.ingress import RemoteOrchestrator
@@ -46,7 +48,13 @@ class Handle:
         """Nothing to do."""
 
 
+def broken(code: grpc.StatusCode) -> AioRpcError:
+    return AioRpcError(code, Metadata(), Metadata(), details="the connection broke")
+
+
 ERRORS = [
+    broken(grpc.StatusCode.INTERNAL),
+    broken(grpc.StatusCode.CANCELLED),
     ray.exceptions.ActorUnavailableError("away", b"0" * 16),
     BackPressureError(num_queued_requests=1, max_queued_requests=1),
 ]
