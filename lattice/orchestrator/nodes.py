@@ -54,7 +54,7 @@ class NodeRegistry:
         self._engine: list[EngineNode] = []
         #: Registered ids by the engine's ids, as of the last `refresh`.
         self._names: dict[NodeId, NodeId] = {}
-        #: Engine ids of nodes that get nothing new, as of the last `refresh`.
+        #: Engine ids of nodes that get nothing new.
         self.excluded: frozenset[NodeId] = frozenset()
         for text in documents:
             node = _Node(**json.loads(text))
@@ -97,10 +97,6 @@ class NodeRegistry:
         """Takes note of the nodes that the engine has now."""
         self._engine = engine
         self._match()
-
-    def gone(self, engine_ids: frozenset[NodeId]) -> frozenset[NodeId]:
-        """Those of the engine's ids that it does not have any more."""
-        return engine_ids.difference(node.node_id for node in self._engine)
 
     def capacities(self, *, disconnected: bool = False) -> list[Capacity]:
         """What the nodes have on which something new may be placed; on request also the disconnected ones."""
@@ -194,9 +190,13 @@ class NodeRegistry:
                     break
         self._names = names
         self._gpu_memories = self.all_gpu_memories(disconnected=False)
-        self.excluded = frozenset(
+        excluded = frozenset(
             engine_id for engine_id, name in names.items() if not self._nodes[name].connected
         )
+        # One that is gone stays among them until something else changes: each change has the dispatcher take back
+        # what waits, and begin replicas anew.
+        if excluded != self.excluded.intersection(node.node_id for node in self._engine):
+            self.excluded = excluded
 
 
 def _check_resources(resources: Mapping[str, object]) -> None:

@@ -219,12 +219,8 @@ class Parts:
             self.exclude_nodes()
 
     def exclude_nodes(self) -> None:
-        """Tells the dispatcher which nodes get nothing new, if that has changed.
-
-        It takes back what waits each time. That a node is gone is nothing that it need know.
-        """
-        excluded = self.nodes.excluded | self.nodes.gone(self._excluded)
-        if excluded != self._excluded:
+        """Tells the dispatcher which nodes get nothing new, if that has changed."""
+        if self.nodes.excluded != self._excluded:
             self._excluded = self.nodes.excluded
             self._around.dispatcher.exclude(self._excluded)
 

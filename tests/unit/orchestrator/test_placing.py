@@ -163,6 +163,9 @@ async def test_the_dispatcher_takes_nothing_back_because_a_node_has_left(world: 
     world.dispatcher.engine[:] = [HEAD]
     await parts(world).placing.look()
     assert world.dispatcher.excluded == {GPU.node_id}
+    # What comes now is like what waits: else no two of them would share a call or a replica.
+    _, run_id = await world.orchestrator.submit_workflow([upload("a")], [])
+    assert world.dispatcher.jobs[run_id, A].definition.excluded == {GPU.node_id}
     await world.orchestrator.connect_worker(GPU.node_id, GPU.node_ip, {})
     world.dispatcher.engine[:] = [HEAD, GPU]
     await parts(world).placing.look()
