@@ -1,13 +1,27 @@
-"""A real PostgreSQL server for the suites that need one."""
+"""What several suites need: an engine, a folder for values, a real PostgreSQL server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import postgresql
+from tests.contract.replicas import running_engine
 from tests.postgresql import PostgresqlServer
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[None]:
+    """The engine of all tests of a module."""
+    with running_engine():
+        yield
+
+
+@pytest.fixture
+def storage_url(tmp_path: Path) -> str:
+    return (tmp_path / "values").as_uri()
 
 
 @pytest.fixture(scope="session")

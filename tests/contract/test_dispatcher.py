@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,12 @@ from lattice.ids import RunId, TaskId
 from lattice.workflow.events import TaskLost, TaskStarted, TaskSucceeded
 from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import Bench, event_loop_tasks, given, new_tasks, output_of
-from tests.contract.replicas import new_routing, running_engine
+from tests.contract.replicas import new_routing
 
 pytest.importorskip("numpy")
 pytestmark = pytest.mark.anyio
 
 Params = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[None]:
-    """The engine of all tests here."""
-    with running_engine():
-        yield
-
-
-@pytest.fixture
-def storage_url(tmp_path: Path) -> str:
-    return (tmp_path / "values").as_uri()
 
 
 def replica_dispatcher(storage_url: str) -> RoutingDispatcher:

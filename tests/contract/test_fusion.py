@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from lattice.ids import RunId, TaskId
 from lattice.ports.execution import Argument, Job, Report
 from lattice.workflow.events import TaskFailed, TaskLost, TaskStarted, TaskSucceeded, Value
 from tests.contract.dispatching import LONG, Bench, End, given
-from tests.contract.replicas import running_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -151,12 +150,6 @@ def call_of(end: End) -> object:
     """The Ray task that an attempt ran in."""
     assert isinstance(end, TaskSucceeded), end
     return end.result["call"]
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[None]:
-    with running_engine():
-        yield
 
 
 @pytest.fixture

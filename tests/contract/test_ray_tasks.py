@@ -9,7 +9,7 @@ import asyncio
 import os
 import pickle
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,11 @@ from tests.contract.dispatching import (
     new_tasks,
     output_of,
 )
-from tests.contract.replicas import running_engine
 
 pytest.importorskip("numpy")
 pytestmark = pytest.mark.anyio
 
 Params = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[None]:
-    """The engine of all tests here."""
-    with running_engine():
-        yield
-
-
-@pytest.fixture
-def storage_url(tmp_path: Path) -> str:
-    return (tmp_path / "values").as_uri()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,12 @@ from lattice.workflow.events import TaskFailed, TaskLost, TaskSucceeded
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import LONG, Bench, given
-from tests.contract.replicas import new_routing, running_engine
+from tests.contract.replicas import new_routing
 
 pytestmark = pytest.mark.anyio
 
 Params = dict[str, Any]
 SMALL = Resources(cpu=0.1)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[None]:
-    """The engine of all tests here."""
-    with running_engine():
-        yield
 
 
 def new_bench(folder: Path, **changes: Any) -> Bench:

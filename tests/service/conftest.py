@@ -24,7 +24,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(secrets: Path) -> Iterator[Service]:
     """The real service, started as a user starts it."""
     with running_service(
-        max_body_bytes=4_000_000,
+        max_body_bytes=5_000_000,
         max_tasks_per_workflow=2_000,
         log_format="json",
         secrets_dir=str(secrets),

@@ -285,7 +285,7 @@ def test_limits(rest: Rest) -> None:
     )
     assert status == 413
     assert "max_tasks_per_workflow" in detail
-    status, detail = rest.refused("/create_workflow", {"x": "y" * 4_000_000})
+    status, detail = rest.refused("/create_workflow", {"x": "y" * 5_000_000})
     assert status == 413
     assert "max_body_bytes" in detail
 
