@@ -25,8 +25,6 @@ setup: .venv/ready
 	# Ray ends workers beyond one a CPU when they were idle for a second. Tasks that ask for a part of a CPU have more
 	# of them, which a burst a few seconds later would have to start again, at a second of CPU each.
 	echo 'export RAY_idle_worker_killing_time_threshold_ms="$${RAY_idle_worker_killing_time_threshold_ms:-60000}"' >> $(BIN)/activate
-	# With it the ingress asks the orchestrator over gRPC, of which Serve takes no message over 4 MiB otherwise.
-	echo 'export RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH="$${RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH:-2147483647}"' >> $(BIN)/activate
 	# Ray tries three times to install packages. A task that wants more than one try says so by its `retry`.
 	echo 'export RUNTIME_ENV_RETRY_TIMES="$${RUNTIME_ENV_RETRY_TIMES:-1}"' >> $(BIN)/activate
 	touch .venv/ready

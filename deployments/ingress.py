@@ -4,7 +4,6 @@ Stateless: any number of replicas may run, and each may die at any moment.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
@@ -55,9 +54,10 @@ _ONE_LOOP = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-#: Where it is set, the orchestrator is asked over gRPC, in half the time of the tasks of an actor that Serve sends by
-#: default. Without it Serve's gRPC takes no message over 4 MiB, at either end, and code and values are larger.
-_GRPC_LIMIT = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+#: The orchestrator is asked over gRPC, in half the time of the tasks of an actor that Serve sends by default. With this
+#: answers may be as large as values are. Requests may have 4 MiB, as the orchestrator's process has no such setting:
+#: the tasks that it starts would inherit it, and none of Ray's waiting processes would do for them.
+_LARGE_ANSWERS = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1)}
 _ENGINE_ERRORS = (ray.exceptions.RayError, RayServeException, grpc.aio.AioRpcError)
 
 
@@ -92,18 +92,20 @@ class RemoteOrchestrator:
     ) -> object:
         seconds = _CALL_SECONDS
         trace = current()
+        handle = self._handle
         if method == "run_langgraph_task":
             seconds += self._call_timeout
         try:
             async with asyncio.timeout(seconds):
                 while True:
                     try:
-                        answer = await self._handle.call.remote(
-                            method, args, kwargs, trace, self._caller
-                        )
+                        answer = await handle.call.remote(method, args, kwargs, trace, self._caller)
                     except ray.exceptions.RayTaskError:
                         raise  # a defect in the orchestrator, which would only come again
                     except _ENGINE_ERRORS as error:
+                        if _is_too_large(error):
+                            handle = handle.options(_by_reference=True)
+                            continue
                         keyed = any(isinstance(each, Once) for each in (*args, *kwargs.values()))
                         if method not in _REPEATABLE and not keyed:
                             raise _unavailable(error) from error
@@ -157,6 +159,12 @@ class RemoteOrchestrator:
             stream.cancel()  # type: ignore[no-untyped-call]  # Ray gives it no types
 
 
+def _is_too_large(error: Exception) -> bool:
+    """Whether a request was refused, before anything was done, as it is too large for gRPC."""
+    refused = grpc.StatusCode.RESOURCE_EXHAUSTED
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() == refused
+
+
 def _unavailable(error: Exception) -> UnavailableError:
     return UnavailableError(f"the orchestrator is restarting ({type(error).__name__})")
 
@@ -170,7 +178,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         use_serve_logs(self._settings.log_format)
-        handle = self._orchestrator.options(_by_reference=_GRPC_LIMIT not in os.environ)
+        handle = self._orchestrator.options(_by_reference=False)
         # For whoever needs no key: with keys, each request asks as its own caller.
         service = RemoteOrchestrator(handle, self._settings.call_timeout, ANYBODY)
         replica = serve.get_replica_context().replica_id.unique_id
@@ -192,7 +200,7 @@ IngressDeployment = serve.deployment(
     max_ongoing_requests=10_000,
     ray_actor_options={
         "num_cpus": 0,
-        "runtime_env": {"env_vars": engine_headers.ENVIRONMENT | _ONE_LOOP},
+        "runtime_env": {"env_vars": engine_headers.ENVIRONMENT | _ONE_LOOP | _LARGE_ANSWERS},
     },
     health_check_period_s=1,
     graceful_shutdown_wait_loop_s=0.2,

@@ -25,9 +25,11 @@ class Handle:
     def __init__(self, *errors: Exception) -> None:
         self._errors = [*errors]
         self.call = self.follow = self
+        self.asked: list[dict[str, object]] = []
 
-    def options(self, **_: object) -> Handle:
+    def options(self, **asked: object) -> Handle:
         """Itself."""
+        self.asked.append(asked)
         return self
 
     def remote(self, *_: object) -> Any:
@@ -77,6 +79,14 @@ async def test_what_the_engine_cannot_deliver_is_asked_again_only_if_that_does_n
         await remote.submit_workflow([], [])
     remote = RemoteOrchestrator(Handle(error, error), 1.0, ANYBODY)  # type: ignore[arg-type]
     assert await remote.describe_run(RunId("r")) == "answer"
+
+
+async def test_what_is_too_large_for_grpc_goes_as_an_object_once() -> None:
+    """Nothing was done by then, so that it is sent again whatever it is."""
+    handle = Handle(broken(grpc.StatusCode.RESOURCE_EXHAUSTED))
+    remote: Any = RemoteOrchestrator(handle, 1.0, ANYBODY)  # type: ignore[arg-type]
+    assert await remote.submit_workflow([], []) == "answer"
+    assert handle.asked == [{"_by_reference": True}]
 
 
 @pytest.mark.parametrize("error", ERRORS)
