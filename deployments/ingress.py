@@ -149,7 +149,8 @@ class RemoteOrchestrator:
             async for group in stream:
                 if isinstance(group, Refusal):
                     raise group.error
-                yield group
+                if group:
+                    yield group
         except ray.exceptions.RayTaskError:
             raise
         except _ENGINE_ERRORS as error:

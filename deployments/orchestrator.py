@@ -135,14 +135,19 @@ class OrchestratorDeployment:
     async def follow(
         self, run_id: Any, workflow_id: Any, after: int, logs: bool, caller: Caller
     ) -> AsyncIterator[list[str] | LogMessages | Refusal]:
-        """Messages of a run in groups; an expected error comes as a last `Refusal`."""
+        """Messages of a run in groups, one of them empty if there are none; an expected error comes as a last `Refusal`."""
         if isinstance(self._orchestrator, StoreUnavailableError):
             yield Refusal(self._orchestrator)
             return
+        empty = True
         try:
             seen = _seen(self._orchestrator, caller)
             async for group in seen.follow(run_id, workflow_id, after, logs=logs):
                 yield group
+                empty = False
+            if empty:
+                # Serve takes a stream that ends without any message for a failed one, now and then.
+                yield []
         except LatticeError as error:
             yield Refusal(error)
 

@@ -162,6 +162,20 @@ def test_server_sent_events(rest: Rest) -> None:
     assert rest.http.get(f"/runs/{uuid.uuid4()}/events").status_code == 404
 
 
+def test_a_stream_with_nothing_to_tell(rest: Rest) -> None:
+    """After the last message there is no more, however many ask at a time."""
+    workflow_id = chain(rest, 1, 0)
+    run_id = rest.run(workflow_id)
+    seen = len(rest.messages(workflow_id, run_id))
+
+    def one(_: int) -> int:
+        return rest.http.get(f"/runs/{run_id}/events", params={"after": seen}).status_code
+
+    with ThreadPoolExecutor(20) as pool:
+        assert {*pool.map(one, range(400))} == {204}
+    assert rest.messages(workflow_id, run_id, after=seen) == []
+
+
 def test_many_runs_at_once(rest: Rest) -> None:
     """Forty runs of ten tasks, each followed to its end."""
     workflow_id = rest.workflow()
