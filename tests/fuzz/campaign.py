@@ -13,7 +13,8 @@ import httpx
 
 from tests.fuzz.pickles import Marks
 from tests.fuzz.pool import WORKFLOWS, Pool
-from tests.fuzz.requests import Generator, Request
+from tests.fuzz.request import Request
+from tests.fuzz.requests import Generator
 from tests.fuzz.verdict import Verdict
 from tests.fuzz.wire import Answer, Connection, NoAnswerError, SilentError
 

@@ -6,113 +6,18 @@ About a fifth is what a client would send, on shared ids; the rest is meant to d
 from __future__ import annotations
 
 import base64
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
-from typing import Any
 from urllib.parse import quote, quote_from_bytes
 
 from tests.fuzz import hostile, pickles
 from tests.fuzz.hostile import json_text
 from tests.fuzz.pickles import Marks
+from tests.fuzz.plans import Planner
 from tests.fuzz.pool import Pool
+from tests.fuzz.request import WEBSOCKET, Header, Plan, Request, encode
 from tests.fuzz.wire import frame
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is sent, and what may come back.
-
-    Attributes:
-        kind: for people.
-        operation: method and path template of the OpenAPI document; "" where no operation may be hit.
-        data: the bytes.
-        proxy: the HTTP itself is broken, so that the proxy or the server may refuse it, in words of its own.
-        leaves: the client does not wait for an answer.
-        stream: the answer may be a stream, of which so many seconds are read.
-        learns, slot, place, sent: what the pool learns from a success.
-    """
-
-    kind: str
-    operation: str
-    data: bytes
-    proxy: bool = False
-    leaves: bool = False
-    stream: float | None = None
-    learns: str = ""
-    slot: int = 0
-    place: int = 0
-    sent: str = ""
-
-    @property
-    def method(self) -> str:
-        return self.data.split(b" ", 1)[0].decode("latin-1")
-
-
-#: A header's name and value.
-Header = tuple[bytes, bytes]
-
-WEBSOCKET = "WEBSOCKET /get_workflow_res/{workflow_id}/{run_id}"
-
-
-def encode(
-    method: str,
-    path: bytes,
-    body: bytes | None = None,
-    headers: tuple[Header, ...] = (),
-    content_type: bytes = b"application/json",
-) -> bytes:
-    """An HTTP request."""
-    lines = [method.encode() + b" " + path + b" HTTP/1.1", b"Host: 127.0.0.1"]
-    if body is not None:
-        if content_type:
-            lines.append(b"Content-Type: " + content_type)
-        lines.append(b"Content-Length: %d" % len(body))
-    lines += [name + b": " + value for name, value in headers]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + (body or b"")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A good request before it is written: what hostile ones are made of."""
-
-    operation: str
-    path: str
-    body: Any = None
-    query: str = ""
-    learns: str = ""
-    slot: int = 0
-    place: int = 0
-    sent: str = ""
-    stream: float | None = None
-
-    @property
-    def method(self) -> str:
-        return self.operation.split(" ", 1)[0]
-
-    def request(self, kind: str, **changes: Any) -> Request:
-        """The request, with `headers`, `body` and so on in place of what is planned."""
-        body = changes.get("body", None if self.body is None else json_text(self.body).encode())
-        path = changes.get("path", (self.path + self.query).encode())
-        data = encode(
-            self.method,
-            path,
-            body,
-            changes.get("headers", ()),
-            changes.get("content_type", b"application/json"),
-        )
-        return Request(
-            kind,
-            changes.get("operation", self.operation),
-            data,
-            proxy=changes.get("proxy", False),
-            stream=self.stream,
-            learns=self.learns,
-            slot=self.slot,
-            place=self.place,
-            sent=self.sent,
-        )
 
 
 class Generator:
@@ -127,11 +32,12 @@ class Generator:
         self._pool = pool
         self._marks = marks
         self._max_body = max_body_bytes
+        self._planner = Planner(pool, marks)
 
     def filling(self, number: int) -> Request:
         """One of the requests that fill the pool before the others are sent."""
         rng = Random(f"{self._seed}/filling/{number}")
-        plan = self.submit_workflow(rng)
+        plan = self._planner.submit_workflow(rng)
         return replace(plan, learns="whole", slot=number, place=number).request("filling")
 
     def request(self, number: int) -> Request:
@@ -140,255 +46,9 @@ class Generator:
         (make,) = rng.choices([make for make, _ in _KINDS], [weight for _, weight in _KINDS])
         return make(self, rng)
 
-    # -- good requests ----------------------------------------------------------------------
-
-    def plan(self, rng: Random) -> Plan:
-        """A good request on shared ids."""
-        (make,) = rng.choices([make for make, _ in _PLANS], [weight for _, weight in _PLANS])
-        return make(self, rng)
-
-    def create_workflow(self, rng: Random) -> Plan:
-        slot, _ = self._pool.workflow(rng)
-        return Plan("POST /create_workflow", "/create_workflow", learns="workflow", slot=slot)
-
-    def add_task(self, rng: Random) -> Plan:
-        slot, workflow_id = self._pool.workflow(rng)
-        body = {"workflow_id": workflow_id, "task_type": "code", "task_name": "good"}
-        return Plan(
-            "POST /add_task",
-            "/add_task",
-            body,
-            learns="task",
-            slot=slot,
-            place=rng.randrange(100),
-            sent=workflow_id,
-        )
-
-    def save_task(self, rng: Random) -> Plan:
-        slot, workflow_id = self._pool.workflow(rng)
-        source, target = self._pool.task(rng, slot), self._pool.task(rng, slot)
-        body = {"workflow_id": workflow_id, "task_id": target, **self._definition(rng, source)}
-        path = rng.choice(("/save_task", "/save_task_and_add_edge"))
-        return Plan(f"POST {path}", path, body)
-
-    def _definition(self, rng: Random, source: str) -> dict[str, Any]:
-        """What a task does, takes, returns and needs."""
-        inputs: dict[str, Any] = {
-            "1": {
-                "key": "text",
-                "input_schema": "from_user",
-                "data_type": "str",
-                "value": rng.choice(("a", 1, [1, {"a": None}], 0.5)),
-            }
-        }
-        if rng.random() < 0.4:
-            value = f"{source}.{rng.choice(('out', 'output.out'))}"
-            inputs["2"] = {
-                "key": "before",
-                "input_schema": "from_task",
-                "data_type": "Any",
-                "value": value,
-            }
-        definition = {
-            **self._marks.code(rng),
-            "task_input": {"input_params": inputs},
-            "task_output": {"output_params": {"1": {"key": "out", "data_type": "Any"}}},
-            "resources": {"cpu": 0.25, "cpu_mem": 16},
-        }
-        if rng.random() < 0.2:
-            # As they are by default; a mutation makes something of them.
-            definition["batch_config"] = {"enabled": False, "batch_size": 4, "batch_timeout": 0.1}
-            definition |= {"runtime_env": {}, "autoscaling": None, "code_is_class": False}
-        if rng.random() < 0.2:
-            definition["retry"] = {"max_attempts": 2, "backoff": 0.05, "on": ["ValueError"]}
-        if rng.random() < 0.1:
-            definition["timeout"] = rng.choice((0.1, 5))
-        return definition
-
-    def edge(self, rng: Random) -> Plan:
-        slot, workflow_id = self._pool.workflow(rng)
-        body = {
-            "workflow_id": workflow_id,
-            "source_task_id": self._pool.task(rng, slot),
-            "target_task_id": self._pool.task(rng, slot),
-        }
-        path = rng.choice(("/add_edge", "/add_edge", "/del_edge"))
-        return Plan(f"POST {path}", path, body)
-
-    def del_task(self, rng: Random) -> Plan:
-        slot, workflow_id = self._pool.workflow(rng)
-        body = {"workflow_id": workflow_id, "task_id": self._pool.task(rng, slot)}
-        return Plan("POST /del_task", "/del_task", body)
-
-    def workflow_tasks(self, rng: Random) -> Plan:
-        _, workflow_id = self._pool.workflow(rng)
-        path = f"/get_workflow_tasks/{workflow_id}"
-        return Plan("GET /get_workflow_tasks/{workflow_id}", path)
-
-    def run_workflow(self, rng: Random) -> Plan:
-        _, workflow_id = self._pool.workflow(rng)
-        body: dict[str, Any] = {
-            "workflow_id": workflow_id,
-            "deadline": rng.choice((None, 20, 0.05)),
-        }
-        return Plan(
-            "POST /run_workflow",
-            "/run_workflow",
-            body,
-            learns="run",
-            place=rng.randrange(100),
-            sent=workflow_id,
-        )
-
-    def submit_workflow(self, rng: Random) -> Plan:
-        names = [f"t{number}" for number in range(rng.randrange(1, 5))]
-        tasks = [
-            {"task_id": name, **self._definition(rng, names[max(0, place - 1)])}
-            for place, name in enumerate(names)
-        ]
-        # The first takes nothing of itself.
-        tasks[0]["task_input"]["input_params"].pop("2", None)
-        body = {"tasks": tasks, "edges": [*itertools.pairwise(names)][:2]}
-        slot, _ = self._pool.workflow(rng)
-        return Plan(
-            "POST /submit_workflow",
-            "/submit_workflow",
-            body,
-            # Most are for one run only, so that the shared workflows last for a while.
-            learns="whole" if rng.random() < 0.3 else "run",
-            slot=slot,
-            place=rng.randrange(100),
-        )
-
-    def cancel_run(self, rng: Random) -> Plan:
-        run_id, _ = self._pool.run(rng)
-        return Plan("POST /runs/{run_id}/cancel", f"/runs/{run_id}/cancel")
-
-    def retry_run(self, rng: Random) -> Plan:
-        run_id, workflow_id = self._pool.run(rng)
-        return Plan(
-            "POST /runs/{run_id}/retry",
-            f"/runs/{run_id}/retry",
-            learns="run",
-            place=rng.randrange(100),
-            sent=workflow_id,
-        )
-
-    def delete_run(self, rng: Random) -> Plan:
-        run_id, _ = self._pool.run(rng)
-        return Plan("DELETE /runs/{run_id}", f"/runs/{run_id}")
-
-    def delete_runs(self, rng: Random) -> Plan:
-        _, workflow_id = self._pool.workflow(rng)
-        path = f"/workflows/{workflow_id}/runs"
-        limit = rng.choice(("", "?limit=1"))
-        return Plan("DELETE /workflows/{workflow_id}/runs", path, query=limit)
-
-    def delete_workflow(self, rng: Random) -> Plan:
-        _, workflow_id = self._pool.workflow(rng)
-        return Plan("DELETE /workflows/{workflow_id}", f"/workflows/{workflow_id}")
-
-    def describe_run(self, rng: Random) -> Plan:
-        run_id, _ = self._pool.run(rng)
-        return Plan("GET /runs/{run_id}", f"/runs/{run_id}")
-
-    def list_runs(self, rng: Random) -> Plan:
-        run_id, workflow_id = self._pool.run(rng)
-        query = rng.choice(
-            (
-                "",
-                "?limit=3",
-                f"?workflow_id={workflow_id}",
-                f"?before={run_id}",
-                f"?status=failed&limit=5&before={run_id}",
-            )
-        )
-        return Plan("GET /runs", "/runs", query=query)
-
-    def task_result(self, rng: Random) -> Plan:
-        run_id, _ = self._pool.run(rng)
-        task_id = rng.choice(("t0", "t1", self._pool.task(rng, rng.randrange(6))))
-        if rng.random() < 0.5:
-            template = "/runs/{run_id}/tasks/{task_id}/result"
-            return Plan(f"GET {template}", f"/runs/{run_id}/tasks/{task_id}/result")
-        template = "/runs/{run_id}/tasks/{task_id}/result/{key}"
-        query = rng.choice(("", "?format=pickle", "?format=json"))
-        path = f"/runs/{run_id}/tasks/{task_id}/result/out"
-        return Plan(f"GET {template}", path, query=query)
-
-    def run_events(self, rng: Random) -> Plan:
-        run_id, _ = self._pool.run(rng)
-        query = rng.choice(("", "?after=0", "?after=2", "?after=1000"))
-        path = f"/runs/{run_id}/events"
-        stream = rng.choice((0.01, 0.3))
-        return Plan("GET /runs/{run_id}/events", path, query=query, stream=stream)
-
-    def add_langgraph_task(self, rng: Random) -> Plan:
-        slot, workflow_id = self._pool.workflow(rng)
-        code = rng.choice(
-            (
-                self._marks.pickle("langgraph_code", "(lambda *a, **k: [len(a), len(k)])"),
-                base64.b64encode(b"cbuiltins\nrepr\n.").decode(),
-                base64.b64encode(b"cbuiltins\nexit\n.").decode(),
-                base64.b64encode(b"cbuiltins\nlist\n.").decode(),
-                base64.b64encode(b"cno_such\nthing\n.").decode(),
-            )
-        )
-        body = {
-            "workflow_id": workflow_id,
-            "task_type": "langgraph",
-            "task_name": "node",
-            rng.choice(("code_ser", "serialized_code")): code,
-            "resources": {"cpu": 0.25},
-        }
-        return Plan(
-            "POST /add_langgraph_task",
-            "/add_langgraph_task",
-            body,
-            learns="node",
-            slot=slot,
-            sent=workflow_id,
-        )
-
-    def run_langgraph_task(self, rng: Random) -> Plan:
-        slot, workflow_id = self._pool.workflow(rng)
-        body = {
-            "workflow_id": workflow_id,
-            "task_id": self._pool.node(slot),
-            "args": pickles.arguments(rng, self._marks, "args", "((),)"),
-            "kwargs": pickles.arguments(rng, self._marks, "kwargs", "{}"),
-            "result_format": rng.choice(("json", "pickle")),
-        }
-        return Plan("POST /run_langgraph_task", "/run_langgraph_task", body)
-
-    def worker(self, rng: Random) -> Plan:
-        # Not a node of the engine: a test in which every node was taken out of use would run nothing.
-        node_id = f"node-{rng.randrange(5)}"
-        if rng.random() < 0.3:
-            return Plan("POST /disconnect_worker", "/disconnect_worker", {"node_id": node_id})
-        body = {
-            "node_id": node_id,
-            "node_ip": "10.255.255.1",
-            "resources": {
-                "cpu": 8,
-                "cpu_mem": 16384,
-                "gpu_resource": {"0": {"gpu_id": 0, "gpu_mem": 8192, "gpu_num": 1}},
-            },
-        }
-        return Plan("POST /connect_worker", "/connect_worker", body)
-
-    def reading(self, rng: Random) -> Plan:
-        path = rng.choice(("/workers", "/healthz", "/readyz", "/metrics"))
-        return Plan(f"GET {path}", path)
-
-    def head_port(self, rng: Random) -> Plan:
-        return Plan("POST /get_head_ray_port", "/get_head_ray_port")
-
-    # -- kinds ------------------------------------------------------------------------------
-
     def good(self, rng: Random) -> Request:
         """As a client sends it, now and then with a key that others use, too."""
-        plan = self.plan(rng)
+        plan = self._planner.plan(rng)
         if plan.method == "POST" and rng.random() < 0.2:
             key = b"key %d" % rng.randrange(50)
             return plan.request("good, with a key", headers=((b"Idempotency-Key", key),))
@@ -436,7 +96,7 @@ class Generator:
 
     def _with_body(self, rng: Random) -> Plan:
         """A plan that has a body, or one of the few operations that need none."""
-        while (plan := self.plan(rng)).method != "POST":
+        while (plan := self._planner.plan(rng)).method != "POST":
             pass
         return plan
 
@@ -463,7 +123,7 @@ class Generator:
         """Hostile ids in a path."""
         templates = [
             (plan.operation, plan.path)
-            for plan in (self.plan(rng) for _ in range(20))
+            for plan in (self._planner.plan(rng) for _ in range(20))
             if "{" in plan.operation
         ]
         operation, _ = rng.choice(templates or [("GET /runs/{run_id}", "")])
@@ -478,9 +138,10 @@ class Generator:
 
     def hostile_query(self, rng: Random) -> Request:
         """Hostile parameters."""
-        plan = rng.choice((self.list_runs, self.delete_runs, self.task_result, self.run_events))(
-            rng
-        )
+        plans = self._planner
+        plan = rng.choice(
+            (plans.list_runs, plans.delete_runs, plans.task_result, plans.run_events)
+        )(rng)
         names = ("limit", "workflow_id", "status", "before", "after", "format", "a[]", "")
         pairs = [
             rng.choice(names).encode() + b"=" + _id_in_path(rng, longest=3_000)
@@ -491,7 +152,7 @@ class Generator:
 
     def hostile_headers(self, rng: Random) -> Request:
         """Hostile headers, of which one is often an idempotency key."""
-        plan = self.plan(rng)
+        plan = self._planner.plan(rng)
         value = _header_value(rng)
         choices: tuple[tuple[Header, ...], ...] = (
             ((b"Idempotency-Key", value),),
@@ -576,7 +237,7 @@ class Generator:
 
     def elsewhere(self, rng: Random) -> Request:
         """Paths and methods that there are not, and what browsers ask before they ask."""
-        plan = self.plan(rng)
+        plan = self._planner.plan(rng)
         method = rng.choice(
             (
                 "GET",
@@ -609,7 +270,7 @@ class Generator:
 
     def hostile_pickle(self, rng: Random) -> Request:
         """A run of a workflow of its own, all of whose code is hostile."""
-        plan = self.submit_workflow(rng)
+        plan = self._planner.submit_workflow(rng)
         for task in plan.body["tasks"]:
             for key in ("code_str", "code_ser", "serialized_code"):
                 task.pop(key, None)
@@ -626,7 +287,7 @@ class Generator:
             "task_input": {},
             "task_output": {},
         }
-        plan = self.submit_workflow(rng)
+        plan = self._planner.submit_workflow(rng)
         return replace(plan, body={"tasks": [task]}).request("deadly code")
 
     def hostile_websocket(self, rng: Random) -> Request:
@@ -749,31 +410,7 @@ def _header_value(rng: Random) -> bytes:
     )
 
 
-_PLANS: tuple[tuple[Callable[[Generator, Random], Plan], float], ...] = (
-    (Generator.create_workflow, 1),
-    (Generator.add_task, 3),
-    (Generator.save_task, 16),
-    (Generator.edge, 10),
-    (Generator.del_task, 4),
-    (Generator.workflow_tasks, 3),
-    (Generator.run_workflow, 14),
-    (Generator.submit_workflow, 6),
-    (Generator.cancel_run, 6),
-    (Generator.retry_run, 7),
-    (Generator.delete_run, 10),
-    (Generator.delete_runs, 3),
-    (Generator.delete_workflow, 1),
-    (Generator.describe_run, 5),
-    (Generator.list_runs, 4),
-    (Generator.task_result, 6),
-    (Generator.run_events, 3),
-    (Generator.add_langgraph_task, 3),
-    (Generator.run_langgraph_task, 4),
-    (Generator.worker, 2),
-    (Generator.reading, 2),
-    (Generator.head_port, 1),
-)
-
+#: What is sent, and how often.
 _KINDS: tuple[tuple[Callable[[Generator, Random], Request], float], ...] = (
     (Generator.good, 20),
     (Generator.good_stream, 2),

@@ -10,7 +10,7 @@ import pytest
 from lattice.api.errors import INTERNAL_DETAIL
 from lattice.api.server import create_app
 from lattice.ports.service import OrchestratorService
-from tests.fuzz.requests import WEBSOCKET, Request, encode
+from tests.fuzz.request import WEBSOCKET, Request, encode
 from tests.fuzz.verdict import Verdict
 from tests.fuzz.wire import Answer
 

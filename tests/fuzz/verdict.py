@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from lattice.api.errors import INTERNAL_DETAIL
-from tests.fuzz.requests import WEBSOCKET, Request
+from tests.fuzz.request import WEBSOCKET, Request
 from tests.fuzz.wire import Answer
 
 #: What the proxy and the server say to what is no proper HTTP, in words of their own.
