@@ -40,7 +40,8 @@ PATIENCE = 240
 
 #: In a soak, what a process may grow by from the first to the last third of the time after the warm-up: caches of
 #: fixed size that fill late (1,000 workflows, statements), threads and the allocator's pools; and a little for each
-#: run, meant to be less than one message or one run that is never forgotten. Estimates: no soak has shown them yet.
+#: run, less than one message or one run that is never forgotten. A soak of 36 minutes and 12,643 runs, all kept, grew
+#: the orchestrator by 6 MiB and the ingress by 0.6.
 SLACK = 16 * 2**20
 SLACK_PER_RUN = 200
 #: The part of a soak that is left out: processes still load code, and caches fill.
