@@ -127,6 +127,7 @@ def build_orchestrator(
             run_seconds=settings.retention_seconds,
             runs=settings.retention_runs,
             reply_seconds=settings.idempotency_seconds,
+            node_seconds=settings.lost_worker_seconds,
             period=settings.housekeeping_seconds,
         ),
         tenancy=Tenancy(

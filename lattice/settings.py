@@ -161,6 +161,12 @@ class LatticeSettings(BaseModel):
         gt=0,
         description="Seconds for which the answer to an `Idempotency-Key` is kept; null keeps it for ever.",
     )
+    lost_worker_seconds: float | None = Field(
+        default=86_400.0,
+        gt=0,
+        description="Seconds for which a registered worker that the cluster does not have stays listed; null keeps it "
+        "for ever. One that left in order is forgotten at once.",
+    )
     housekeeping_seconds: float = Field(
         default=60.0,
         gt=0,

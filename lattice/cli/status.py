@@ -45,4 +45,7 @@ def _row(worker: dict[str, Any]) -> tuple[object, ...]:
         gpu = f"{has.get('gpu', 0):g}"
     memory = f"{has['cpu_mem']:.0f} MiB" if "cpu_mem" in has else "?"
     cpu = f"{has['cpu']:g}" if "cpu" in has else "?"
-    return worker["node_id"], worker["node_ip"], worker["status"], cpu, memory, gpu
+    status = worker["status"]
+    if worker["gone_since"] is not None:
+        status += f", gone since {worker['gone_since'][:19]}Z"
+    return worker["node_id"], worker["node_ip"], status, cpu, memory, gpu

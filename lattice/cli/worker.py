@@ -160,7 +160,7 @@ class Worker:
                 return False
             try:
                 self._look(joined)
-                if self._status == "waiting" and self._address() != address:
+                if self._status in ("waiting", "lost") and self._address() != address:
                     return False
             except _AWAY as error:
                 self._note("unreachable", f"the service does not answer, the node stays: {error}")
@@ -186,7 +186,7 @@ class Worker:
         """Leaves: first nothing new comes, then what runs ends, or its time is over."""
         _say("leaving: what runs here may end first; once more to leave at once")
         try:
-            self._service.disconnect_worker(joined.node_id)
+            self._service.disconnect_worker(joined.node_id, leaving=True)
         except _AWAY as error:
             _say(f"the service could not be told: {error}")
         end = time.monotonic() + self._grace

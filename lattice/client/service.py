@@ -286,9 +286,9 @@ class Service:
         request = ConnectWorkerRequest(node_ip=node_ip, node_id=node_id, resources=resources)
         self._call(ConnectWorkerResponse, "POST", "/connect_worker", request)
 
-    def disconnect_worker(self, node_id: str) -> None:
-        """Has nothing new placed on a node."""
-        request = DisconnectWorkerRequest(node_id=node_id)
+    def disconnect_worker(self, node_id: str, *, leaving: bool = False) -> None:
+        """Has nothing new placed on a node, which with `leaving` will not be back."""
+        request = DisconnectWorkerRequest(node_id=node_id, leaving=leaving)
         self._call(StatusResponse, "POST", "/disconnect_worker", request)
 
     # -- requests ----------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Housekeeping: removes what need not be kept, a little at a time, beside everything else.
 
 Every `period` seconds, and again at once while there is more: runs that are too old or too many go, what
-runs that went have left is removed, blobs that nobody refers to, and old answers to idempotency keys.
+runs that went have left is removed, blobs that nobody refers to, old answers to idempotency keys, and workers
+that have left or were lost long ago.
 Each step reads a bounded number of rows by an index, in a thread, and appends a small write to the
 journal, so nothing here grows with the number of finished runs or stands in the way of a live one.
 `lattice.ports.removal` says in which order a run goes and why a crash in between leaks nothing.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 
 from lattice.errors import InvalidRequestError, LatticeError, RunNotFoundError
 from lattice.ids import Digest, RunId, Tenant, WorkflowId
@@ -28,7 +30,7 @@ from lattice.ports.removal import (
     PutNote,
     Removal,
 )
-from lattice.ports.store import Store, ValueStorage
+from lattice.ports.store import Store, ValueStorage, Write
 from lattice.workflow.states import RunStatus
 
 _log = logging.getLogger(__name__)
@@ -44,11 +46,16 @@ _BLOB_PAGES = 10
 _TRY_AGAIN = 300.0
 
 
+#: See `Housekeeping`.
+ForgetNodes = Callable[[float | None], Awaitable[Sequence[Write]]]
+
+
 class Housekeeping:
     """Removes runs, on request and by age and number, and what is left of them.
 
     `lock` is held from the look at a run until the write that removes it is appended; whoever takes results
-    of a run over holds it too, from reading them until the new run is appended.
+    of a run over holds it too, from reading them until the new run is appended. `forget_nodes` gives what is to be
+    written of workers that the engine has not had for so many seconds, and raises what asking the engine raises.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class Housekeeping:
         journal: Journal,
         clock: Clock,
         retention: Retention,
+        forget_nodes: ForgetNodes,
     ) -> None:
         self.lock = asyncio.Lock()
         self._store = store
@@ -65,6 +73,7 @@ class Housekeeping:
         self._journal = journal
         self._clock = clock
         self._retention = retention
+        self._forget_nodes = forget_nodes
         self._last_blob = Digest("")
         self._task: asyncio.Task[None] | None = None
 
@@ -128,6 +137,10 @@ class Housekeeping:
         more = [await self._expire_runs(), await self._remove_leftovers()]
         await self._remove_blobs()
         more.append(await self._expire_replies())
+        # Last, as the engine may be away, which is no reason to keep anything else.
+        writes = await self._forget_nodes(self._retention.node_seconds)
+        if writes:
+            await self._journal.append(writes)
         return any(more)
 
     async def _keep(self) -> None:

@@ -3,6 +3,9 @@
 A registered node need not be known to the engine yet: it waits until the engine reports a node with its
 id or, failing that, its address. A disconnected node keeps what runs on it and gets nothing new.
 Nodes of the engine that nobody registered may be used.
+
+What the engine does not have is forgotten some day, as machines come and go for ever: one that said that it leaves
+at the next look of the housekeeping, any other when it has been away for long enough for people to have seen it.
 """
 
 from __future__ import annotations
@@ -17,19 +20,28 @@ from lattice.ports.execution import Definition, EngineNode
 from lattice.ports.secrets import key_of
 from lattice.ports.store import DeleteNode, PutNode
 from lattice.workflow import checks
+from lattice.workflow.messages import iso_time
 from lattice.workflow.placement import Capacity, gpu_share
 from lattice.workflow.task import Task
 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """`joined`: the engine had a node of that id, which does not come back under it once it is gone."""
+    """A registered node.
+
+    Attributes:
+        joined: the engine had a node of that id, which does not come back under it once it is gone.
+        leaving: whoever disconnected it said that it will not be back.
+        gone: since when the engine does not have it, in seconds since the epoch; None while it has.
+    """
 
     node_id: NodeId
     node_ip: str
     resources: Mapping[str, object]
     connected: bool
     joined: bool = False
+    leaving: bool = False
+    gone: float | None = None
 
     def write(self) -> PutNode:
         document = {
@@ -38,6 +50,8 @@ class _Node:
             "resources": self.resources,
             "connected": self.connected,
             "joined": self.joined,
+            "leaving": self.leaving,
+            "gone": self.gone,
         }
         return PutNode(self.node_id, json.dumps(document))
 
@@ -54,6 +68,8 @@ class NodeRegistry:
         self._engine: list[EngineNode] = []
         #: Registered ids by the engine's ids, as of the last `refresh`.
         self._names: dict[NodeId, NodeId] = {}
+        #: What the engine has changed since it was last written.
+        self._unwritten: set[NodeId] = set()
         #: Engine ids of nodes that get nothing new.
         self.excluded: frozenset[NodeId] = frozenset()
         for text in documents:
@@ -83,20 +99,46 @@ class NodeRegistry:
             del self._nodes[each]
         return [node.write(), *map(DeleteNode, left)]
 
-    def disconnect(self, node_id: NodeId) -> PutNode:
-        """Places nothing new on a node. Raises WorkerNotFoundError."""
+    def disconnect(self, node_id: NodeId, *, leaving: bool = False) -> PutNode:
+        """Places nothing new on a node, which with `leaving` will not be back. Raises WorkerNotFoundError."""
         if node_id not in self._nodes:
             raise WorkerNotFoundError(node_id)
         old = self._nodes[node_id]
-        node = replace(old, connected=False)
+        node = replace(old, connected=False, leaving=leaving)
         self._nodes[node_id] = node
         self._match()
         return node.write()
 
-    def refresh(self, engine: list[EngineNode]) -> None:
+    def refresh(self, engine: list[EngineNode], now: float) -> None:
         """Takes note of the nodes that the engine has now."""
         self._engine = engine
         self._match()
+        ids = {node.node_id for node in engine}
+        present = set(self._names.values())
+        for old in [*self._nodes.values()]:
+            gone = None if old.node_id in present else now if old.gone is None else old.gone
+            node = replace(old, joined=old.joined or old.node_id in ids, gone=gone)
+            if node != old:
+                self._nodes[node.node_id] = node
+                self._unwritten.add(node.node_id)
+
+    def forget(self, now: float, seconds: float | None) -> list[PutNode | DeleteNode]:
+        """Forgets nodes that have left, or have been gone for `seconds`; None keeps these for ever.
+
+        Also writes since when others are gone, so that a restart does not begin to count anew. Engine ids of what is
+        forgotten stay in `excluded` as long as those of others that are gone.
+        """
+        due = [
+            node.node_id
+            for node in self._nodes.values()
+            if node.gone is not None
+            and (node.leaving or (seconds is not None and now - node.gone >= seconds))
+        ]
+        for node_id in due:
+            del self._nodes[node_id]
+        changed = sorted(self._unwritten & self._nodes.keys())
+        self._unwritten.clear()
+        return [*(self._nodes[each].write() for each in changed), *map(DeleteNode, due)]
 
     def capacities(self, *, disconnected: bool = False) -> list[Capacity]:
         """What the nodes have on which something new may be placed; on request also the disconnected ones."""
@@ -149,13 +191,14 @@ class NodeRegistry:
         found: list[dict[str, object]] = []
         for node in self._nodes.values():
             engine_id = engine_ids.get(node.node_id)
-            status = "active" if engine_id else "waiting"
+            status = "active" if engine_id else "lost" if node.joined else "waiting"
             found.append(
                 {
                     "node_id": node.node_id,
                     "node_ip": node.node_ip,
                     "status": status if node.connected else "disconnected",
                     "engine_node_id": engine_id,
+                    "gone_since": None if node.gone is None else iso_time(node.gone),
                     "running": running.get(node.node_id, 0),
                     "resources": dict(node.resources),
                 }
@@ -168,6 +211,7 @@ class NodeRegistry:
                         "node_ip": engine_node.node_ip,
                         "status": "unregistered",
                         "engine_node_id": engine_node.node_id,
+                        "gone_since": None,
                         "running": running.get(engine_node.node_id, 0),
                         "resources": {
                             "cpu": engine_node.cpu,

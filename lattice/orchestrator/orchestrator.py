@@ -469,12 +469,13 @@ class Orchestrator:
         await parts.journal.append(parts.nodes.connect(node_id, node_ip, resources))
         parts.exclude_nodes()
 
-    async def disconnect_worker(self, node_id: NodeId) -> None:
-        """Places nothing new on a node, and takes back what waits there. Raises WorkerNotFoundError."""
+    async def disconnect_worker(self, node_id: NodeId, *, leaving: bool = False) -> None:
+        """Places nothing new on a node, which is forgotten once it is gone if it is `leaving`, and takes back what
+        waits there. Raises WorkerNotFoundError."""
         parts = self._parts
         await parts.refresh_nodes(fresh=0.0)
         parts.journal.check()
-        await parts.journal.append([parts.nodes.disconnect(node_id)])
+        await parts.journal.append([parts.nodes.disconnect(node_id, leaving=leaving)])
         parts.exclude_nodes()
 
     async def workers(self) -> list[dict[str, object]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lattice.errors import LatticeError
@@ -28,7 +28,7 @@ from lattice.orchestrator.starts import Starts
 from lattice.ports.environment import Clock, Gauges, IdSource, Telemetry
 from lattice.ports.execution import Dispatcher
 from lattice.ports.secrets import NoSecrets, Secrets
-from lattice.ports.store import Store, ValueStorage
+from lattice.ports.store import Store, ValueStorage, Write
 from lattice.ports.tracing import Traces
 from lattice.workflow.placement import check as check_placement
 from lattice.workflow.task import Resources
@@ -127,7 +127,12 @@ class Parts:
             limits.max_deadline,
         )
         self.housekeeping = Housekeeping(
-            store, around.storage, self.journal, clock, around.retention or Retention()
+            store,
+            around.storage,
+            self.journal,
+            clock,
+            around.retention or Retention(),
+            self._forget_nodes,
         )
 
         self.placing = Placing(
@@ -214,7 +219,7 @@ class Parts:
         """Asks for the engine's nodes, unless that was done less than `fresh` seconds ago."""
         now = self._around.clock.now()
         if abs(now - self._nodes_at) >= fresh:
-            self.nodes.refresh(await self._around.dispatcher.nodes())
+            self.nodes.refresh(await self._around.dispatcher.nodes(), now)
             self._nodes_at = now
             self.exclude_nodes()
 
@@ -223,6 +228,11 @@ class Parts:
         if self.nodes.excluded != self._excluded:
             self._excluded = self.nodes.excluded
             self._around.dispatcher.exclude(self._excluded)
+
+    async def _forget_nodes(self, seconds: float | None) -> Sequence[Write]:
+        await self.refresh_nodes(fresh=0.0)
+        self.journal.check()
+        return self.nodes.forget(self._around.clock.now(), seconds)
 
     def check_placement(self, resources: Resources, where: str) -> None:
         """Raises InvalidRequestError for resources that no node has; `where` says whose they are."""

@@ -75,6 +75,7 @@ class Retention:
         run_seconds: a run, after its end.
         runs: the finished runs that ended last.
         reply_seconds: the answer to a request with an idempotency key.
+        node_seconds: a registered worker that the engine does not have, unless it said that it leaves.
         period: from one look to the next.
         batch: most things of a kind that are removed at a time.
     """
@@ -82,5 +83,6 @@ class Retention:
     run_seconds: float | None = None
     runs: int | None = None
     reply_seconds: float | None = None
+    node_seconds: float | None = None
     period: float = 60.0
     batch: int = 100

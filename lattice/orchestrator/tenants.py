@@ -194,9 +194,9 @@ class TenantView:
         self._caller.check_operator()
         await self._everything.connect_worker(node_id, node_ip, resources)
 
-    async def disconnect_worker(self, node_id: NodeId) -> None:
+    async def disconnect_worker(self, node_id: NodeId, *, leaving: bool = False) -> None:
         self._caller.check_operator()
-        await self._everything.disconnect_worker(node_id)
+        await self._everything.disconnect_worker(node_id, leaving=leaving)
 
     async def workers(self) -> list[dict[str, object]]:
         self._caller.check_operator()

@@ -38,6 +38,7 @@ def service() -> Iterator[Service]:
     with running_service(
         host="0.0.0.0",
         no_node_seconds=40,
+        housekeeping_seconds=1,
         allowed_hosts=["*"],
         allow_unauthenticated_network_access=True,
     ) as service:
@@ -140,11 +141,7 @@ def test_a_worker_joins_gets_work_and_leaves_when_that_is_done(
     assert worker.process.wait(120) == 0, worker.log.read_text()
     assert worker.log.read_text().rstrip().endswith("left")
     assert begun(tmp_path) == {1}
-    # It stays listed as disconnected; the engine has it no more.
-    wait_for(
-        "the node to be gone",
-        lambda: (listed(rest, worker.node_id) or {}).get("engine_node_id", "") is None,
-    )
+    wait_for("the node to be forgotten", lambda: listed(rest, worker.node_id) is None)
     rest.post(f"/runs/{waits}/cancel")
 
 
@@ -190,6 +187,10 @@ def test_a_worker_that_dies_is_replaced_in_the_middle_of_a_run(
         "what it waits for",
         lambda: (tasks(rest, run_id)["work1"]["waiting_for"] or "").startswith("a larger node"),
     )
+    lost = listed(rest, worker.node_id)
+    assert lost is not None
+    assert lost["status"] == "lost"
+    assert lost["gone_since"] is not None
     (tmp_path / "go").touch()
     workers.append(other := Worker(service, second, ROOM))
     messages = rest.messages(workflow_id, run_id)

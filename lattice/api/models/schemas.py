@@ -437,6 +437,11 @@ class ConnectWorkerResponse(StatusResponse):
 
 class DisconnectWorkerRequest(_Model):
     node_id: NodeName = Field(examples=["node-1"])
+    leaving: bool = Field(
+        default=False,
+        examples=[False],
+        description="It will not be back: it is forgotten once the cluster does not have it.",
+    )
 
 
 class GetRayPortResponse(StatusResponse):
@@ -446,7 +451,8 @@ class GetRayPortResponse(StatusResponse):
 class WorkersResponse(StatusResponse):
     workers: list[dict[str, Any]] = Field(
         description="Registered workers, and nodes of the engine that nobody registered: `node_id`, `node_ip`, "
-        "`status` (`active`, `waiting`, `disconnected`, `unregistered`), `engine_node_id`, `running` tasks, `resources`."
+        "`status` (`active`, `waiting`, `lost`, `disconnected`, `unregistered`), `engine_node_id`, `gone_since` "
+        "(since when the cluster does not have it), `running` tasks, `resources`."
     )
 
 

@@ -31,8 +31,11 @@ async def connect_worker(request: ConnectWorkerRequest, service: Service) -> Con
 
 @router.post("/disconnect_worker", responses=refusals(404))
 async def disconnect_worker(request: DisconnectWorkerRequest, service: Service) -> StatusResponse:
-    """Lets a node finish what it runs and places nothing new on it."""
-    await service.disconnect_worker(NodeId(request.node_id))
+    """Lets a node finish what it runs and places nothing new on it.
+
+    With `leaving` it is forgotten once the cluster does not have it.
+    """
+    await service.disconnect_worker(NodeId(request.node_id), leaving=request.leaving)
     return StatusResponse()
 
 

@@ -234,8 +234,8 @@ class ScriptedService(OrchestratorService):
     ) -> None:
         self._note("connect_worker", node_id, node_ip, resources)
 
-    async def disconnect_worker(self, node_id: NodeId) -> None:
-        self._note("disconnect_worker", node_id)
+    async def disconnect_worker(self, node_id: NodeId, *, leaving: bool = False) -> None:
+        self._note("disconnect_worker", node_id, leaving)
 
     async def workers(self) -> list[dict[str, object]]:
         self._note("workers")

@@ -48,7 +48,13 @@ WORKER = {"node_ip": "10.0.0.1", "node_id": "n", "resources": {"cpu": 1}}
         ("/runs/r/retry", None, ("retry_run", "r", None), OK | {"run_id": "r2"}),
         ("/runs/r/cancel", None, ("cancel_run", "r"), OK | {"run_status": "cancelled"}),
         ("/connect_worker", WORKER, ("connect_worker", "n", "10.0.0.1", {"cpu": 1}), OK),
-        ("/disconnect_worker", {"node_id": "n"}, ("disconnect_worker", "n"), OK),
+        ("/disconnect_worker", {"node_id": "n"}, ("disconnect_worker", "n", False), OK),
+        (
+            "/disconnect_worker",
+            {"node_id": "n", "leaving": True},
+            ("disconnect_worker", "n", True),
+            OK,
+        ),
         ("/get_head_ray_port", None, ("head_port",), OK | {"port": 6379}),
     ],
 )

@@ -99,7 +99,7 @@ def test_it_joins_registers_and_leaves_in_order(
         "node_ip": "10.0.0.2",
         "resources": {"cpu": 4.0, "cpu_mem": 8192, "gpu_resource": {}},
     }
-    assert fake.bodies("/disconnect_worker") == [{"node_id": "n1"}]
+    assert fake.bodies("/disconnect_worker") == [{"node_id": "n1", "leaving": True}]
     assert capsys.readouterr().err.rstrip().endswith("left")
 
 
@@ -158,9 +158,10 @@ def test_what_somebody_has_disconnected_stays_so(
     assert capsys.readouterr().err.count("somebody has disconnected it") == 1
 
 
-def test_a_service_with_another_cluster_is_joined_there(node: type[Node]) -> None:
+@pytest.mark.parametrize("status", ["waiting", "lost"])
+def test_a_service_with_another_cluster_is_joined_there(node: type[Node], status: str) -> None:
     """It was started anew, and its head listens at another port."""
-    fake = service("waiting")
+    fake = service(status)
     fake.answers["POST /get_head_ray_port"] = [(200, {"port": 1}), *[(200, {"port": 2})] * 9]
     assert work(fake, Script(4)) == 0
     made = [each for each in node.did if each.startswith("made")]

@@ -361,7 +361,12 @@ async def test_logs_go_with_their_run(world: World) -> None:
         await world.orchestrator.task_logs(run_id, A)
     parts = world.orchestrator._parts
     housekeeping = Housekeeping(
-        world.store, world.storage, parts.journal, world.clock, Retention(batch=7)
+        world.store,
+        world.storage,
+        parts.journal,
+        world.clock,
+        Retention(batch=7),
+        parts._forget_nodes,
     )
     world.clock.advance(60.0)
     while await housekeeping.tidy():

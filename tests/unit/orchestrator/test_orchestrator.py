@@ -380,7 +380,7 @@ async def test_a_node_takes_the_place_of_what_has_left_its_address(world: World)
         found = {each["node_id"]: each["status"] for each in await world.orchestrator.workers()}
         assert found == {
             "beside": "active",
-            "elsewhere": "waiting",
+            "elsewhere": "lost",
             "expected": "waiting",
             "again": "active",
         }
