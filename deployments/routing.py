@@ -64,6 +64,7 @@ class RoutingDispatcher:
             one.engaged + other.engaged,
             other.replicas,
             other.definitions,
+            one.calls,
         )
 
     def submit(self, job: Job) -> None:

@@ -3,7 +3,7 @@
 It asks the service for the cluster's port, joins, and registers with what the machine has. Every few seconds it
 looks whether the service still has it: a service that has lost it gets it anew, a node that was lost joins anew.
 On Ctrl-C or SIGTERM it leaves: nothing new is placed here, what runs ends, then the node stops. A second one
-does not wait for what runs, which is run again elsewhere.
+does not wait for what runs: tasks of runs are run again elsewhere, calls of LangGraph nodes fail.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Worker:
                 _say("left")
                 return 0
             pause = _LOOK
-        _say("left before everything had ended: what ran here is run again elsewhere")
+        _say("left before everything had ended: what ran here is run again elsewhere, calls fail")
         return 1
 
     def _runs_something(self, joined: Joined) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import uuid
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -12,8 +14,9 @@ from lattice.errors import InvalidRequestError, TooLargeError, UnavailableError,
 from lattice.execution import ray_worker, wire
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSources, RemoteFunctions
+from lattice.execution.ray_starts import StartListener
 from lattice.execution.shape import Shape, env_of
-from lattice.ids import Tenant
+from lattice.ids import NodeId, RunId, Tenant
 from lattice.ports.execution import Call, CallResult
 from lattice.workflow.events import ErrorInfo, Value
 
@@ -22,6 +25,14 @@ _RENDERERS = 4
 _RENDER_SHAPE = Shape(cpus=0, memory=0, gpus=0, runtime_env="", excluded=frozenset())
 
 Frame = ray.ObjectRef[bytes]
+
+
+@dataclass(slots=True, eq=False)
+class _OpenCall:
+    """A call that Ray has, and the node on which it runs, once that is known."""
+
+    shape: Shape
+    node: NodeId | None = None
 
 
 class RayCalls:
@@ -38,9 +49,34 @@ class RayCalls:
         self._max_result_bytes = max_result_bytes
         self._cancel_grace = cancel_grace
         self._open: set[Frame] = set()
+        self._calls: dict[RunId, _OpenCall] = {}
+        #: Nodes that get nothing new, whatever definitions say; None until there is word of it.
+        self.excluded: frozenset[NodeId] | None = None
         self._renderers = asyncio.Semaphore(_RENDERERS)
         self._run_function = RemoteFunctions(ray_worker.run_function, returns=1)
         self._render = RemoteFunctions(ray_worker.render, returns=1)
+
+    def listen(self, starts: StartListener) -> None:
+        """From now on, calls tell where they run. Comes before the first call."""
+        self._starts = starts
+        starts.also(self._heard_start)
+
+    def _heard_start(self, note: wire.StartNote) -> None:
+        found = self._calls.get(note.run_id)
+        if found is not None:
+            found.node = note.started.placement.node_id
+
+    def running(self) -> Counter[NodeId]:
+        """How many calls run on each node. May be called from any thread.
+
+        One of which that is not known counts on each excluded node on which it may run, as nobody takes it back.
+        """
+        found: Counter[NodeId] = Counter()
+        for call in [*self._calls.values()]:
+            found.update(
+                [call.node] if call.node else (self.excluded or frozenset()) - call.shape.excluded
+            )
+        return found
 
     async def call(self, call: Call, codes: CodeSources) -> CallResult:
         """Runs a call to its end. Cancelling the caller ends the call.
@@ -54,6 +90,10 @@ class RayCalls:
         digest = definition.code.digest
         code = codes.get(digest) or await asyncio.shield(codes.load(digest))
         shape = Shape.of(definition)
+        if self.excluded is not None:
+            shape = replace(shape, excluded=self.excluded)
+        call_id = RunId(uuid.uuid4().hex)
+        self._calls[call_id] = _OpenCall(shape)
         try:
             reference = self._run_function.of(shape).remote(
                 definition.code,
@@ -62,6 +102,8 @@ class RayCalls:
                 call.kwargs,
                 definition.gpus > 0,
                 self._max_result_bytes,
+                self._starts.mailbox,
+                call_id,
             )
             answer = wire.decode_call(await self._result(reference))
         except Exception as error:
@@ -69,6 +111,8 @@ class RayCalls:
             if is_lost(error):
                 raise UnavailableError(info.message) from error
             raise UserCodeError(info.type, info.message, "") from error
+        finally:
+            del self._calls[call_id]
         if isinstance(answer, UserCodeError):
             raise answer
         if isinstance(answer, wire.TooLarge):

@@ -128,6 +128,7 @@ class RayTaskDispatcher:
         self._codes = CodeSources(load_code)
         self._fusing = Fusing(self._queue, self._durations, self._codes, ahead)
         self.starts = StartListener(self._heard_start, self._heard_logs)
+        self._calls.listen(self.starts)
         await self.nodes()
         self._node_watch = asyncio.ensure_future(self._watch_nodes())
 
@@ -136,7 +137,8 @@ class RayTaskDispatcher:
     def load(self) -> Load:
         """Attempts that wait here and those that Ray has. May be called from any thread."""
         engaged = sum(len(call.owed) for call in [*self._in_flight])
-        return Load(waiting=max(0, len(self._attempts) - engaged), engaged=engaged)
+        waiting = max(0, len(self._attempts) - engaged)
+        return Load(waiting=waiting, engaged=engaged, calls=self._calls.running())
 
     def submit(self, job: Job) -> None:
         """Takes a job; returns at once. Its end is reported exactly once, unless it is cancelled."""
@@ -388,7 +390,7 @@ class RayTaskDispatcher:
 
         That is in a moment, as what has begun may not have been heard of yet, and would be interrupted.
         """
-        self._excluded = nodes
+        self._excluded = self._calls.excluded = nodes
         for taken in [*self._attempts.values()]:
             if taken.call is None and self._queue.discard(taken.shape, taken.job.run_id, taken):
                 self._enqueue(taken)

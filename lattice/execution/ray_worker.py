@@ -22,7 +22,7 @@ from lattice.execution.attempt import Assignment, Large
 from lattice.execution.fusion import Fusion
 from lattice.execution.mailbox import Mailbox
 from lattice.execution.ray_remote import CodeSource
-from lattice.ids import Digest, NodeId
+from lattice.ids import Digest, NodeId, RunId, TaskId
 from lattice.ports.execution import LogEntry
 from lattice.workflow.events import Placement, TaskStarted, Value
 from lattice.workflow.task import Code
@@ -79,9 +79,17 @@ def run_function(
     kwargs: bytes,
     has_gpu: bool,
     limit: int,
+    mailbox: str,
+    call_id: RunId,
 ) -> bytes:
-    """A call of a function by itself."""
-    return attempt.run_function(code, _fetch(*data), args, kwargs, has_gpu=has_gpu, limit=limit)
+    """A call of a function by itself, which tells the dispatcher where it runs if it takes long."""
+    # It is in no run, and goes by an id of its own in the place of a run's.
+    note = wire.StartNote(call_id, TaskStarted(TaskId(""), 0, _placement()))
+    _announcer.begin(functools.partial(_push, mailbox, note))
+    try:
+        return attempt.run_function(code, _fetch(*data), args, kwargs, has_gpu=has_gpu, limit=limit)
+    finally:
+        _announcer.end()
 
 
 def render(value: Value, storage_url: str, limit: int) -> bytes:
@@ -116,9 +124,12 @@ def announce(assigned: Assignment, placement: Placement, ends: bytes = b"") -> N
     The report of its own end makes up for what is not heard.
     """
     started = TaskStarted(assigned.task_id, assigned.attempt, placement)
-    note = wire.encode_start(wire.StartNote(assigned.run_id, started, assigned.call, ends))
+    _push(assigned.mailbox, wire.StartNote(assigned.run_id, started, assigned.call, ends))
+
+
+def _push(mailbox: str, note: wire.StartNote) -> None:
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
-        _mailbox(assigned.mailbox).push.remote(note)
+        _mailbox(mailbox).push.remote(wire.encode_start(note))
 
 
 def teller(assignments: Sequence[Assignment]) -> Callable[[list[LogEntry]], None]:

@@ -482,7 +482,7 @@ class Orchestrator:
         """Registered nodes and their status, and the engine's nodes that nobody registered."""
         parts = self._parts
         await parts.refresh_nodes(fresh=0.0)
-        described = parts.nodes.describe(parts.runs.running())
+        described = parts.nodes.describe(parts.running())
         await parts.journal.barrier()
         return described
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -233,6 +234,13 @@ class Parts:
         await self.refresh_nodes(fresh=0.0)
         self.journal.check()
         return self.nodes.forget(self._around.clock.now(), seconds)
+
+    def running(self) -> Counter[NodeId]:
+        """How many tasks and calls run on each node, by the id under which users know it."""
+        found = self.runs.running()
+        for engine_id, number in self._around.dispatcher.load().calls.items():
+            found[self.nodes.name(engine_id)] += number
+        return found
 
     def check_placement(self, resources: Resources, where: str) -> None:
         """Raises InvalidRequestError for resources that no node has; `where` says whose they are."""

@@ -120,12 +120,16 @@ class EngineNode:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Attempts that wait here and that the engine has; replicas that take calls; deployed definitions."""
+    """Attempts that wait here and that the engine has; replicas that take calls; deployed definitions.
+
+    `calls`: how many single calls run on each node, by the engine's ids, or may come to run on one that is excluded.
+    """
 
     waiting: int = 0
     engaged: int = 0
     replicas: int = 0
     definitions: int = 0
+    calls: Mapping[NodeId, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

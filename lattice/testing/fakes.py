@@ -93,6 +93,7 @@ class HeldDispatcher:
         self.cancelled: list[tuple[TaskId, int]] = []
         self.released: list[TaskId] = []
         self.excluded: frozenset[NodeId] = frozenset()
+        self.calls: dict[NodeId, int] = {}
         self.closed = False
         self._report: Callable[[RunId, Report], None] | None = None
 
@@ -121,7 +122,7 @@ class HeldDispatcher:
 
     def load(self) -> Load:
         """All jobs are with the test."""
-        return Load(engaged=len(self.jobs))
+        return Load(engaged=len(self.jobs), calls=self.calls)
 
     def exclude(self, nodes: frozenset[NodeId]) -> None:
         """Notes them."""

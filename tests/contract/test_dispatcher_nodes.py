@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray.cluster_utils import Cluster
 
 from lattice.execution.ray_tasks import RayTaskDispatcher
-from lattice.ports.execution import Job
+from lattice.ports.execution import CallResult, Job
 from lattice.workflow.events import TaskLost, TaskSucceeded
 from lattice.workflow.task import Resources
 from tests.contract.dispatching import LONG, Bench, given, output_of, short_folder
@@ -154,6 +155,44 @@ async def test_what_waits_in_the_engine_is_taken_back(
         assert isinstance(end, TaskSucceeded), end
         assert end.placement.node_id == worker.node_id
         assert end.attempt == 1
+    await bench.dispatcher.close()
+    cluster.remove_node(worker)
+
+
+async def test_calls_are_counted_where_they_run(cluster: Cluster, tmp_path: Path) -> None:
+    """One that waits counts on an excluded node where it may begin; one that comes later cannot begin there."""
+    bench = Bench(new_routing((tmp_path / "values").as_uri()))
+    worker = cluster.add_node(num_cpus=4)
+    await bench.start()
+
+    def calling(n: int) -> asyncio.Future[CallResult]:
+        call = bench.call(held, {"n": n, "folder": str(tmp_path)})
+        needs = replace(call.definition, resources=Resources(cpu=3))
+        return asyncio.ensure_future(bench.dispatcher.call(replace(call, definition=needs)))
+
+    async def until(found: dict[str, int]) -> None:
+        async with asyncio.timeout(LONG):
+            while bench.dispatcher.load().calls != found:  # noqa: ASYNC110  # nobody tells of it
+                await asyncio.sleep(0.05)
+
+    here = worker.node_id
+    calls = [calling(0)]
+    await until({here: 1})
+    calls.append(calling(1))
+    # Long enough for it to get where it is to wait.
+    await bench.succeed(lambda p: {}, "probe")
+    await until({here: 1})
+    bench.dispatcher.exclude(frozenset({here}))
+    await until({here: 2})
+    late = calling(2)
+    await bench.succeed(lambda p: {}, "another probe")
+    await until({here: 2})
+    (tmp_path / "go").touch()
+    await asyncio.gather(*calls)
+    assert begun(tmp_path) == ["began-0", "began-1"]
+    await until({})
+    late.cancel()
+    await asyncio.wait([late])
     await bench.dispatcher.close()
     cluster.remove_node(worker)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from lattice.cli.worker import _LOOK, _SETTLE
 from tests.machines import Machine, Worker, machine
 from tests.running import Service, running_service, wait_for
-from tests.service.rest import Rest, inputs
+from tests.service.rest import Rest, inputs, pickled
 
 #: Begins with a mark, ends when it may, and says where it ran.
 HELD = """
@@ -28,6 +31,8 @@ def work(params):
 """
 #: More CPUs than the head has, so that only workers can have it.
 LARGE = {"cpu": (os.cpu_count() or 1) + 1}
+#: Seconds after which a worker that leaves has looked more than once whether anything runs there.
+LOOKED = _SETTLE + 4 * _LOOK
 #: A worker with room for one of those at a time.
 ROOM = f"--num-cpus={(os.cpu_count() or 1) + 2}"
 
@@ -143,6 +148,46 @@ def test_a_worker_joins_gets_work_and_leaves_when_that_is_done(
     assert begun(tmp_path) == {1}
     wait_for("the node to be forgotten", lambda: listed(rest, worker.node_id) is None)
     rest.post(f"/runs/{waits}/cancel")
+
+
+def test_a_worker_that_leaves_waits_for_langgraph_calls(
+    service: Service, rest: Rest, first: Machine, workers: list[Worker], tmp_path: Path
+) -> None:
+    """They are in no run, and nobody would run them again."""
+
+    def held(n: int, folder: str) -> int:
+        import pathlib
+        import time
+
+        (pathlib.Path(folder) / f"began-{n}").touch()
+        while not (pathlib.Path(folder) / "go").exists():
+            time.sleep(0.05)
+        return n
+
+    held.__module__ = "__main__"
+    workers.append(worker := Worker(service, first, ROOM))
+    _ = worker.node_id
+    node = {"task_type": "langgraph", "task_name": "held", "code_ser": pickled(held)}
+    call = dict[str, Any](workflow_id=rest.workflow())
+    call["task_id"] = rest.post("/add_langgraph_task", call | node | {"resources": LARGE})[
+        "task_id"
+    ]
+    call |= {"args": pickled((1, str(tmp_path))), "kwargs": pickled({})}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(rest.post, "/run_langgraph_task", call)
+        try:
+            wait_for("the call", lambda: begun(tmp_path) == {1})
+            worker.process.send_signal(signal.SIGTERM)
+            worker.says("leaving")
+            wait_for(
+                "it to be counted", lambda: (listed(rest, worker.node_id) or {}).get("running") == 1
+            )
+            with pytest.raises(subprocess.TimeoutExpired):
+                worker.process.wait(LOOKED)
+        finally:
+            (tmp_path / "go").touch()
+        assert answer.result()["result"] == 1
+    assert worker.process.wait(120) == 0, worker.log.read_text()
 
 
 def test_a_disconnected_worker_gets_nothing_until_it_is_connected_again(

@@ -154,6 +154,10 @@ async def test_workers_say_how_many_tasks_run_on_them(world: World) -> None:
     assert await running() == {"gpu": 0, "head": 1}
     await world.orchestrator.cancel_run(run_id)
     assert await running() == {"gpu": 0, "head": 0}
+    # Calls of LangGraph nodes are in no run.
+    await world.orchestrator.connect_worker(NodeId("mine"), HEAD.node_ip, {})
+    world.dispatcher.calls[HEAD.node_id] = 2
+    assert await running() == {"gpu": 0, "mine": 2}
 
 
 async def test_the_dispatcher_takes_nothing_back_because_a_node_has_left(world: World) -> None:
