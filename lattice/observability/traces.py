@@ -41,6 +41,8 @@ _EXPORT_PERIOD = 1.0
 _LAST_EXPORT = 5.0
 #: Requests that nobody wants to see spans of.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+#: Close codes of a WebSocket that stand for a status of 500 and more: a defect, and not now.
+_OUR_FAULT = frozenset({1011, 1013})
 
 _format = TraceContextTextMapPropagator()
 _next_span: ContextVar[int | None] = ContextVar("lattice_next_span", default=None)
@@ -250,38 +252,92 @@ def _otlp_exporter(exporter: str, endpoint: str | None) -> SpanExporter:
 
 
 class TracingMiddleware:
-    """ASGI middleware: a span for each request, in the trace that its `traceparent` names, else a new one."""
+    """ASGI middleware: a span for each request, in the trace that its `traceparent` names, else a new one.
+
+    That of a WebSocket lasts until it is closed, and has the close code and its reason.
+    """
 
     def __init__(self, app: App, tracer: Tracer) -> None:
         self._app = app
         self._tracer = tracer.provider.get_tracer("lattice")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _QUIET:
+        if scope["type"] not in ("http", "websocket") or scope["path"] in _QUIET:
             await self._app(scope, receive, send)
             return
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
+        # A WebSocket begins as a GET, which says nothing of what it is.
+        method = scope.get("method", "GET")
+        name = method if scope["type"] == "http" else "WebSocket"
         with self._tracer.start_as_current_span(
-            scope["method"],
+            name,
             context=_format.extract(headers, contexts.Context()),
             kind=SpanKind.SERVER,
-            attributes={"http.request.method": scope["method"]},
+            attributes={"http.request.method": method},
         ) as span:
+            notes = _Notes(span)
 
             async def noting_send(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                    span.set_attribute("http.response.status_code", status)
-                    if status >= 500:
-                        span.set_status(Status(StatusCode.ERROR))
+                notes.sent(message)
                 await send(message)
 
+            async def noting_receive() -> Message:
+                message = await receive()
+                notes.received(message)
+                return message
+
             try:
-                await self._app(scope, receive, noting_send)
+                await self._app(scope, noting_receive, noting_send)
             finally:
                 # The template, not the path: paths are without number.
                 route = getattr(scope.get("route"), "path", "unmatched")
                 span.set_attribute("http.route", route)
-                span.update_name(f"{scope['method']} {route}")
+                span.update_name(f"{name} {route}")
+                # Tells whose stream it was, as the span is not in the trace of the run.
+                run_id = scope.get("path_params", {}).get("run_id")
+                if run_id is not None and scope["type"] == "websocket":
+                    span.set_attribute("lattice.run_id", run_id)
+
+
+class _Notes:
+    """Notes on its span how a request was answered, and how a WebSocket was closed, by whoever did so first."""
+
+    def __init__(self, span: tracing.Span) -> None:
+        self._span = span
+        self._accepted = False
+        self._closed = False
+
+    def sent(self, message: Message) -> None:
+        """Takes note of what goes to the client."""
+        match message["type"]:
+            case "http.response.start" | "websocket.http.response.start":
+                self._answered(message["status"])
+            case "websocket.accept":
+                self._accepted = True
+                self._answered(101)
+            case "websocket.close" if self._accepted:
+                self._close(message.get("code", 1000), message.get("reason"))
+            case "websocket.close":
+                self._answered(403)
+
+    def received(self, message: Message) -> None:
+        """Takes note of what comes from the client."""
+        if message["type"] == "websocket.disconnect":
+            self._close(message.get("code", 1005), message.get("reason"))
+
+    def _answered(self, status: int) -> None:
+        self._span.set_attribute("http.response.status_code", status)
+        if status >= 500:
+            self._span.set_status(Status(StatusCode.ERROR))
+
+    def _close(self, code: int, reason: str | None) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._span.set_attribute("lattice.close_code", code)
+        if reason:
+            self._span.set_attribute("lattice.close_reason", reason)
+        if code in _OUR_FAULT:
+            self._span.set_status(Status(StatusCode.ERROR, reason))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from websockets.sync.client import connect
 
 from lattice import LatticeClient, task
 from tests.otlp import Receiver, receiving
@@ -140,6 +141,29 @@ def test_a_run_is_one_trace(receiver: Receiver, rest: Rest) -> None:
     rest.messages(workflow_id, run_id)
     begun = rest.get(f"/runs/{run_id}")["run"]["trace_id"]
     of_trace(receiver, begun, "POST /run_workflow", "run", "task own", "run own", "own work")
+
+
+def test_following_a_run_is_a_span_in_the_trace_of_who_follows(
+    receiver: Receiver, rest: Rest
+) -> None:
+    """And not in that of the run, which is told by its id. Nothing is left of what is not sampled."""
+    workflow_id = rest.workflow()
+    rest.task(workflow_id, "own", OWN_SPAN, task_output=outputs("out"))
+    run_id = start(rest, workflow_id, trace="6" * 32)
+    quiet, loud = "7" * 32, "8" * 32
+    for trace, flags in ((quiet, "00"), (loud, "01")):
+        address = f"{rest.url.replace('http', 'ws')}/get_workflow_res/{workflow_id}/{run_id}"
+        context = {"traceparent": f"00-{trace}-{PARENT}-{flags}"}
+        with connect(address, additional_headers=context) as socket:
+            assert len(list(socket)) == 3
+    name = "WebSocket /get_workflow_res/{workflow_id}/{run_id}"
+    span = of_trace(receiver, loud, name)[name]
+    assert span.parent_span_id.hex() == PARENT
+    assert span.kind == Span.SPAN_KIND_SERVER
+    assert attributes(span)["lattice.run_id"] == run_id
+    values = {each.key: each.value.int_value for each in span.attributes}
+    assert (values["http.response.status_code"], values["lattice.close_code"]) == (101, 1000)
+    assert not [s for s in receiver.spans() if s.trace_id.hex() == quiet]
 
 
 def test_a_batch_has_links_to_its_calls(receiver: Receiver, rest: Rest) -> None:
