@@ -143,10 +143,13 @@ async def test_a_client_that_leaves_closes_it(service: ScriptedService, run: Scr
 
 
 async def test_a_handshake_that_is_refused_is_a_span_as_well(service: ScriptedService) -> None:
+    """Of a page of another site, by an answer, and of the application, by closing what was not accepted."""
     with receiving() as receiver:
         async with traced(service, receiver) as address:
             with pytest.raises(InvalidStatus):
                 await connect(address + PATH, origin="https://evil.example")  # type: ignore[arg-type]
-        [span] = receiver.spans()
-    assert attributes(span)["http.response.status_code"] == 403
-    assert "lattice.close_code" not in attributes(span)
+            with pytest.raises(InvalidStatus):
+                await connect(f"{address}/no/such/stream")
+        spans = receiver.spans()
+    assert [attributes(span)["http.response.status_code"] for span in spans] == [403, 403]
+    assert not any("lattice.close_code" in attributes(span) for span in spans)
