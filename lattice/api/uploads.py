@@ -34,6 +34,8 @@ _DEFINITION_FIELDS = (
     "secrets",
 )
 
+_LANGGRAPH_FIELDS = ("resources", "secrets", "sandbox")
+
 #: Source of that many characters is looked at on the event loop; more in a thread.
 _LOOKED_AT_ONCE = 8 * 1024
 _FUNCTION = Outline()
@@ -91,10 +93,11 @@ def langgraph_upload(request: AddLangGraphTaskRequest) -> TaskUpload:
         raise InvalidRequestError(
             "task_type", checks.shown(request.task_type), "`langgraph` is allowed here"
         )
+    given = {name: getattr(request, name) for name in _LANGGRAPH_FIELDS}
     return TaskUpload(
         task_id=TaskId(str(uuid.uuid4())),
         name=request.task_name,
-        definition={} if request.resources is None else {"resources": request.resources},
+        definition={name: value for name, value in given.items() if value is not None},
         code=_pickle(request.code_ser, "code_ser"),
     )
 

@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast, overload
 
@@ -21,7 +21,7 @@ from lattice.client.client import DEFAULT_URL
 from lattice.client.errors import RemoteError, ServiceError
 from lattice.client.service import Service, checked_url
 from lattice.client.transport import HttpTransport, Transport
-from lattice.workflow.task import Resources
+from lattice.workflow.task import Resources, parse_secrets
 
 _Code = TypeVar("_Code", bound=Callable[..., Any])
 
@@ -69,6 +69,7 @@ class LangGraphClient:
         /,
         *,
         resources: Mapping[str, float] | None = None,
+        secrets: Iterable[str] | None = None,
         name: str | None = None,
     ) -> Callable[[_Code], _Code]: ...
 
@@ -78,6 +79,7 @@ class LangGraphClient:
         /,
         *,
         resources: Mapping[str, float] | None = None,
+        secrets: Iterable[str] | None = None,
         name: str | None = None,
     ) -> Any:
         """A function that runs `code` on the service, with the same parameters; async if `code` is.
@@ -88,18 +90,21 @@ class LangGraphClient:
 
         Args:
             resources: `cpu` and `gpu`, which may be fractions, `cpu_mem` and `gpu_mem` in MiB.
+            secrets: names of secrets that the service has, which are in the environment while the code runs; not
+                while it is called directly by another one of these, which has its own.
             name: a name for people; by default that of the function.
 
         A call raises RemoteError if the function raises, UnpicklableError, VersionMismatchError,
         ServiceError, ConnectionFailedError or DeadlineError.
         """
         Resources.parse(resources)
+        names = None if secrets is None else parse_secrets([*secrets])
 
         def wrap(code: Any) -> Any:
             if not callable(code):
                 raise TypeError(f"a function can be a task, not {code!r}")
             called = name or str(getattr(code, "__name__", type(code).__name__))
-            function = _RemoteFunction(self, code, called, resources)
+            function = _RemoteFunction(self, code, called, resources, names)
             if inspect.iscoroutinefunction(code) or inspect.iscoroutinefunction(
                 getattr(code, "__call__", None)  # noqa: B004  # an instance whose call is a coroutine
             ):
@@ -166,12 +171,14 @@ class _RemoteFunction:
         code: Callable[..., Any],
         name: str,
         resources: Mapping[str, float] | None,
+        secrets: Sequence[str] | None,
     ) -> None:
         self._client = client
         self._service = client._service
         self._code = code
         self._name = name
         self._resources = resources
+        self._secrets = secrets
         self._takes_config = _takes_config(code)
         self._lock = threading.Lock()
         #: Ids of workflow and task.
@@ -215,6 +222,7 @@ class _RemoteFunction:
                     task_name=self._name,
                     code_ser=pickling.text(code),
                     resources=None if self._resources is None else dict(self._resources),
+                    secrets=None if self._secrets is None else [*self._secrets],
                 )
                 self._address = workflow_id, self._service.add_langgraph_task(request)
             return self._address

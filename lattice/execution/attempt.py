@@ -387,39 +387,52 @@ def run_function(
     *,
     has_gpu: bool,
     limit: int,
+    secrets: Mapping[str, str] | None = None,
 ) -> bytes:
     """Calls a function with pickled arguments; returns the frame of what it returned.
 
-    `limit`: most bytes of the pickled result.
+    Args:
+        limit: most bytes of the pickled result.
+        secrets: values by name, which are in the environment while it runs, and masked in its errors.
     """
+    secrets = secrets or {}
+
+    def failed(error: ErrorInfo) -> bytes:
+        return wire.encode_call(masked_error(error, secrets.values()))
+
     try:
-        with _clean_process(has_gpu):
-            function = load(code, fetch_code)
+        # As with attempts: what code that saw secrets has kept goes once its result is packed.
+        with contextlib.ExitStack() as until_packed:
+            with _clean_process(has_gpu), in_environment(secrets):
+                if secrets:
+                    function = until_packed.enter_context(loaded_apart(code, fetch_code))
+                else:
+                    function = load(code, fetch_code)
+                try:
+                    given, named = pickling.loads(args), pickling.loads(kwargs)
+                except BaseException as error:
+                    message = (
+                        "the call's arguments could not be unpickled: "
+                        f"{type_name(type(error))}: {message_of(error)}"
+                    )
+                    return failed(describe(error, code.name, message))
+                if not isinstance(given, (list, tuple)) or not isinstance(named, dict):
+                    message = "the call's arguments are not a tuple and a dict"
+                    return failed(ErrorInfo("TypeError", message))
+                returned = invoke(function, *given, **named)
+            pickled = pickling.dumps(returned)
+            if len(pickled) > limit:
+                return wire.encode_call(wire.TooLarge(len(pickled)))
             try:
-                given, named = pickling.loads(args), pickling.loads(kwargs)
-            except BaseException as error:
-                message = (
-                    "the call's arguments could not be unpickled: "
-                    f"{type_name(type(error))}: {message_of(error)}"
-                )
-                return wire.encode_call(describe(error, code.name, message))
-            if not isinstance(given, (list, tuple)) or not isinstance(named, dict):
-                message = "the call's arguments are not a tuple and a dict"
-                return wire.encode_call(ErrorInfo("TypeError", message))
-            returned = invoke(function, *given, **named)
-        pickled = pickling.dumps(returned)
-        if len(pickled) > limit:
-            return wire.encode_call(wire.TooLarge(len(pickled)))
-        try:
-            text = summary.json_text(returned, limit)
-        except (summary.NotJsonError, summary.TooLongError):
-            described = summary.description(returned, len(pickled))
-            text = json.dumps(described).encode()
-        return wire.encode_call((text, pickled))
+                text = summary.json_text(returned, limit)
+            except (summary.NotJsonError, summary.TooLongError):
+                described = summary.description(returned, len(pickled))
+                text = json.dumps(described).encode()
+            return wire.encode_call((text, pickled))
     except CodeLoadError as error:
-        return wire.encode_call(error.info)
+        return failed(error.info)
     except BaseException as error:
-        return wire.encode_call(describe(error, code.name))
+        return failed(describe(error, code.name))
 
 
 def render(value: Value, storage_url: str, limit: int) -> bytes:

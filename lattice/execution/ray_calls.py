@@ -15,9 +15,11 @@ from lattice.execution import ray_worker, wire
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSources, RemoteFunctions
 from lattice.execution.ray_starts import StartListener
+from lattice.execution.secrets import values_of
 from lattice.execution.shape import Shape, env_of
 from lattice.ids import NodeId, RunId, Tenant
 from lattice.ports.execution import Call, CallResult
+from lattice.ports.secrets import Secrets
 from lattice.workflow.events import ErrorInfo, Value
 
 #: Values rendered at once. Rendering asks for no CPU, so that it does not wait behind tasks.
@@ -42,12 +44,16 @@ class RayCalls:
         storage_url: where values are stored.
         max_result_bytes: largest pickled result of a call.
         cancel_grace: seconds that a cancelled call has to end before its process is killed.
+        secrets: what is put into the environment of calls that ask for it.
     """
 
-    def __init__(self, storage_url: str, max_result_bytes: int, cancel_grace: float) -> None:
+    def __init__(
+        self, storage_url: str, max_result_bytes: int, cancel_grace: float, secrets: Secrets
+    ) -> None:
         self._storage_url = storage_url
         self._max_result_bytes = max_result_bytes
         self._cancel_grace = cancel_grace
+        self._secrets = secrets
         self._open: set[Frame] = set()
         self._calls: dict[RunId, _OpenCall] = {}
         #: Nodes that get nothing new, whatever definitions say; None until there is word of it.
@@ -82,7 +88,7 @@ class RayCalls:
         """Runs a call to its end. Cancelling the caller ends the call.
 
         Raises:
-            UserCodeError: the function raised, or its code or arguments do not load.
+            UserCodeError: the function raised, its code or arguments do not load, or a secret of it is gone.
             TooLargeError: the pickled result is over `max_result_bytes`.
             UnavailableError: the process that ran it died.
         """
@@ -104,6 +110,7 @@ class RayCalls:
                 self._max_result_bytes,
                 self._starts.mailbox,
                 call_id,
+                values_of(definition.secrets, self._secrets),
             )
             answer = wire.decode_call(await self._result(reference))
         except Exception as error:

@@ -101,14 +101,14 @@ class RayTaskDispatcher:
         self._inline_value_bytes = inline_value_bytes
         self._max_log_bytes = max_log_bytes
         self.span_export = span_export
-        self._secrets = secrets or NoSecrets()
+        self.secrets = secrets or NoSecrets()
         self._cancel_grace = cancel_grace
         self._attempts: dict[tuple[RunId, TaskId, int], Attempt] = {}
         self._pacing = Pacing(max_in_flight)
         self._durations = Durations()
         self._queue: FairQueue[Shape, Attempt] = FairQueue(self._pacing.limit)
         self._in_flight: dict[WorkerCall, asyncio.Future[bytes]] = {}
-        self._calls = RayCalls(storage_url, max_result_bytes, cancel_grace)
+        self._calls = RayCalls(storage_url, max_result_bytes, cancel_grace, self.secrets)
         self.held = held if held is not None else HeldValues()
         self._excluded: frozenset[NodeId] | None = None
         self._pump_due = False
@@ -205,7 +205,7 @@ class RayTaskDispatcher:
         """Gives attempts to Ray."""
         try:
             keys = {key for taken in call.attempts for key in taken.job.definition.secrets}
-            secrets = values_of(keys, self._secrets)
+            secrets = values_of(keys, self.secrets)
             codes = {taken.job.definition.code.digest: taken.code for taken in call.attempts}
             assignments, upstream = self._assign(call)
             function = self._run_attempts.of(call.shape)

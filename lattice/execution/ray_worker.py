@@ -81,13 +81,21 @@ def run_function(
     limit: int,
     mailbox: str,
     call_id: RunId,
+    secrets: Mapping[str, str],
 ) -> bytes:
-    """A call of a function by itself, which tells the dispatcher where it runs if it takes long."""
+    """A call of a function by itself, which tells the dispatcher where it runs if it takes long.
+
+    `secrets` are those that it asked for.
+    """
     # It is in no run, and goes by an id of its own in the place of a run's.
     note = wire.StartNote(call_id, TaskStarted(TaskId(""), 0, _placement()))
     _announcer.begin(functools.partial(_push, mailbox, note))
     try:
-        return attempt.run_function(code, _fetch(*data), args, kwargs, has_gpu=has_gpu, limit=limit)
+        # Nothing is recorded of a call, but what it prints goes to the log of this process.
+        with capture.recording(0, lambda entries: None, [*secrets.values()]):
+            return attempt.run_function(
+                code, _fetch(*data), args, kwargs, has_gpu=has_gpu, limit=limit, secrets=secrets
+            )
     finally:
         _announcer.end()
 

@@ -141,6 +141,7 @@ class Catalogue:
         assert upload.code is not None
         code, blob = self._code(upload.code, upload.name)
         task = _task(upload.definition, upload.task_id, upload.name, kind, code)
+        self._check_secrets(task, workflow.tenant)
         self._check_count(len(workflow.tasks) + 1)
         workflow.add_task(task)
         return [blob, _put(workflow.workflow_id, task)]
@@ -225,14 +226,7 @@ class Catalogue:
     ) -> Task:
         """The task that a user describes, within the service's limits. Raises InvalidRequestError."""
         task = _task(definition, task_id, name, kind, code)
-        for secret in task.secrets:
-            key = key_of(secret, tenant)
-            if not self._secrets.has(key):
-                raise InvalidRequestError(
-                    "secrets",
-                    f"{secret!r}, which the service does not have",
-                    f"whoever runs the service puts it into the file {key} in its `secrets_dir`",
-                )
+        self._check_secrets(task, tenant)
         most = self._limits.max_batch_size
         if task.batch.batch_size > most:
             raise InvalidRequestError(
@@ -242,6 +236,16 @@ class Catalogue:
             )
         longest = self._limits.max_timeout
         return replace(task, timeout=checks.within(task.timeout, "timeout", longest, "max_timeout"))
+
+    def _check_secrets(self, task: Task, tenant: Tenant | None) -> None:
+        for secret in task.secrets:
+            key = key_of(secret, tenant)
+            if not self._secrets.has(key):
+                raise InvalidRequestError(
+                    "secrets",
+                    f"{secret!r}, which the service does not have",
+                    f"whoever runs the service puts it into the file {key} in its `secrets_dir`",
+                )
 
     def _definition(self, upload: TaskUpload) -> Mapping[str, object]:
         """What a user saves, with the service's defaults for what is not said."""

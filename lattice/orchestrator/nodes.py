@@ -176,7 +176,8 @@ class NodeRegistry:
             scaling=task.scaling,
             runtime_env=task.runtime_env,
             excluded=self.excluded,
-            tenant=None if self._share_definitions else tenant,
+            # What has seen secrets serves only who owns them.
+            tenant=None if self._share_definitions and not task.secrets else tenant,
             sandbox=task.sandbox,
             secrets=tuple(key_of(name, tenant) for name in task.secrets),
         )

@@ -90,6 +90,7 @@ class HeldDispatcher:
         self.jobs: dict[tuple[RunId, TaskId], Job] = {}
         self.submitted: list[tuple[TaskId, int]] = []
         self.prepared: list[Definition] = []
+        self.called: list[Call] = []
         self.cancelled: list[tuple[TaskId, int]] = []
         self.released: list[TaskId] = []
         self.excluded: frozenset[NodeId] = frozenset()
@@ -138,7 +139,8 @@ class HeldDispatcher:
         self.released.append(task_id)
 
     async def call(self, call: Call) -> CallResult:
-        """Gives the arguments back."""
+        """Notes it and gives the arguments back."""
+        self.called.append(call)
         return CallResult(None, call.args)
 
     async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:

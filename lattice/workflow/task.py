@@ -210,7 +210,7 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.fullmatch(name) is not None
 
 
-def _secrets(document: object, field: str) -> tuple[str, ...]:
+def parse_secrets(document: object, field: str = "secrets") -> tuple[str, ...]:
     """Reads a list of names. Raises InvalidRequestError."""
     if document is None:
         return ()
@@ -308,7 +308,7 @@ class Task:
             timeout=parse_timeout(document.get("timeout")),
             runtime_env=_runtime_env(document.get("runtime_env"), "runtime_env"),
             sandbox=Sandbox.parse(document.get("sandbox")),
-            secrets=_secrets(document.get("secrets"), "secrets"),
+            secrets=parse_secrets(document.get("secrets")),
         )
 
 
@@ -323,15 +323,28 @@ def check_scaling(task: Task) -> None:
 
 
 def check_isolation(task: Task) -> None:
-    """Raises InvalidRequestError for a sandbox or secrets of a task on replicas, which serve many calls."""
-    for name, given in (("sandbox", task.sandbox), ("secrets", task.secrets)):
-        if given and task.on_replicas:
-            raise InvalidRequestError(
-                name,
-                f"{name} of the task {task.name!r}, which runs on replicas",
-                "batched tasks, tasks with gpu or gpu_mem, and classes have none: make it a plain function "
-                f"on CPUs, or leave {name} out",
-            )
+    """Raises InvalidRequestError for a sandbox of what runs in processes that outlive it, or is any Python in and out."""
+    if task.secrets and task.on_replicas and task.kind is not TaskKind.LANGGRAPH:
+        raise InvalidRequestError(
+            "secrets",
+            f"secrets of the task {task.name!r}, which runs on replicas",
+            "leave them out",
+        )
+    if task.sandbox is None:
+        return
+    if task.kind is TaskKind.LANGGRAPH:
+        raise InvalidRequestError(
+            "sandbox",
+            f"a sandbox for the LangGraph task {task.name!r}",
+            "LangGraph tasks have none: make it a task of a workflow, or leave sandbox out",
+        )
+    if task.on_replicas:
+        raise InvalidRequestError(
+            "sandbox",
+            f"a sandbox for the task {task.name!r}, which runs on replicas",
+            "batched tasks, tasks with gpu or gpu_mem, and classes have none: make it a plain function "
+            "on CPUs, or leave sandbox out",
+        )
 
 
 def parse_timeout(value: object) -> float | None:

@@ -140,11 +140,12 @@ class Bench:
         }
         return Definition(**(defaults | changes))
 
-    def call(self, function: object, *args: object, **kwargs: object) -> Call:
+    def call(
+        self, function: object, *args: object, secrets: tuple[str, ...] = (), **kwargs: object
+    ) -> Call:
         """A call of `function` by itself."""
-        return Call(
-            "run", self.definition(function), cloudpickle.dumps(args), cloudpickle.dumps(kwargs)
-        )
+        definition = self.definition(function, secrets=secrets)
+        return Call("run", definition, cloudpickle.dumps(args), cloudpickle.dumps(kwargs))
 
     async def waiting(self, *jobs: Job) -> dict[TaskId, str]:
         """What the attempts of jobs of one run wait for, by their tasks."""

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import ray
 
+from lattice.errors import UserCodeError
 from lattice.execution.failures import MAX_KIND, MAX_KINDS, MAX_MESSAGE, MAX_TRACEBACK
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.secrets import SecretFolder
@@ -431,6 +432,48 @@ async def test_a_secret_is_read_when_it_is_needed(bench: Bench, secrets: Path) -
     failed = await bench.fail(LENGTH, "gone", secrets=("API_KEY",))
     assert "'API_KEY'" in failed.error.message
     assert "secrets_dir" in failed.error.message
+
+
+NODE = """
+import logging, os, sys
+KEPT = os.environ.get("API_KEY", "")
+def run(fail=False):
+    key = os.environ.get("API_KEY", "")
+    print("key", key)
+    sys.stderr.write(f"<{key}>\\n")
+    logging.getLogger("mine").warning("with %s", key)
+    if fail:
+        raise ValueError(f"refused {key}")
+    return [len(key), len(KEPT)]
+"""
+
+
+async def test_calls_have_secrets_as_attempts_do(
+    bench: Bench, engine: Engine, secrets: Path
+) -> None:
+    """Those that ask: the value of then, told in no error and no file; one that is gone is said."""
+
+    async def found(*names: str) -> object:
+        return (await bench.dispatcher.call(bench.call(NODE, secrets=names))).json
+
+    assert [await found(), await found("API_KEY"), await found()] == [
+        [0, 0],
+        [len(SECRET)] * 2,
+        [0, 0],
+    ]
+    with pytest.raises(UserCodeError) as failed:
+        await bench.dispatcher.call(bench.call(NODE, secrets=("API_KEY",), fail=True))
+    assert failed.value.message == "refused ***"
+    assert "refused ***" in failed.value.traceback
+    assert SECRET not in str(failed.value.args)
+    logs = [path.read_bytes() for path in engine.folder.rglob("*") if path.is_file()]
+    assert sum(data.count(b"key ***") for data in logs) >= 2
+    assert not any(SECRET.encode() in data for data in logs)
+    (secrets / "API_KEY").write_text("new")
+    assert await found("API_KEY") == [3, 3]
+    (secrets / "API_KEY").unlink()
+    with pytest.raises(UserCodeError, match=r"'API_KEY'.*secrets_dir"):
+        await found("API_KEY")
 
 
 # -- environments ------------------------------------------------------------------------------

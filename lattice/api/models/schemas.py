@@ -171,7 +171,8 @@ class TaskDefinition(_Model):
     )
     sandbox: bool | dict[str, Any] | None = Field(
         default=None,
-        description="Whether the code runs in a sandbox: processes of its own without network, with a read-only "
+        description="Whether the code runs in a sandbox (not for batched tasks, with `gpu` or `gpu_mem`, and "
+        "classes): processes of its own without network, with a read-only "
         "file system but for a scratch folder, and limits, which an object may change: `cpu_seconds` (300), "
         "`memory` (1024) and `scratch` (256) in MiB, `processes` (64). It takes any input and returns plain data.",
         examples=[None, True, {"cpu_seconds": 60, "memory": 512}],
@@ -179,7 +180,8 @@ class TaskDefinition(_Model):
     secrets: list[str] | None = Field(
         default=None,
         description="Names of secrets that the service has (setting `secrets_dir`); their values are in the "
-        "environment of the code while it runs, and are stored nowhere.",
+        "environment of the code while it runs, and are stored nowhere. They are read for each attempt; a replica, "
+        "of batched tasks, with `gpu` or `gpu_mem`, and classes, loads its code anew once one has changed.",
         examples=[None],
     )
     autoscaling: Autoscaling | None = Field(
@@ -387,6 +389,17 @@ class AddLangGraphTaskRequest(_Model):
         description="A function pickled with cloudpickle, in base64. `serialized_code` is another name.",
     )
     resources: dict[str, Any] | None = None
+    secrets: list[str] | None = Field(
+        default=None,
+        description="Names of secrets that the service has (setting `secrets_dir`); their values are in the "
+        "environment of the function while it runs, and are stored nowhere.",
+        examples=[None],
+    )
+    sandbox: bool | dict[str, Any] | None = Field(
+        default=None,
+        description="Refused: functions that are called by themselves have no sandbox. Tasks of workflows do.",
+        examples=[None],
+    )
 
 
 class RunLangGraphTaskRequest(_Model):

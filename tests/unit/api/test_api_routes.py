@@ -156,6 +156,10 @@ async def test_a_langgraph_task(client: httpx.AsyncClient, service: ScriptedServ
         added = await client.post("/add_langgraph_task", json=body | {name: "AAAA"})
         ids.add(added.json()["task_id"])
     assert len(ids) == 2
+    needs = {"resources": {"cpu": 1}, "secrets": ["KEY"], "sandbox": True}
+    await client.post("/add_langgraph_task", json=body | {"code_ser": "AAAA"} | needs)
+    definitions = [call[2].definition for call in service.calls]
+    assert definitions == [{}, {}, needs]
     answer = await client.post(
         "/add_langgraph_task", json=body | {"code_ser": "AAAA", "task_type": "code"}
     )

@@ -63,13 +63,16 @@ def test_any_arguments_and_the_exact_object(client: LangGraphClient, fake: FakeS
 
 def test_needs_and_names(client: LangGraphClient, fake: FakeService) -> None:
     """Are sent along; those that make no sense are refused when the function is wrapped."""
-    double = client.task(resources={"cpu": 0.5}, name="twice")(lambda n: n * 2)
+    double = client.task(resources={"cpu": 0.5}, secrets=["KEY"], name="twice")(lambda n: n * 2)
     assert double(4) == 8
     (sent,) = fake.bodies("/add_langgraph_task")
     assert sent["resources"] == {"cpu": 0.5}
+    assert sent["secrets"] == ["KEY"]
     assert sent["task_name"] == "twice"
     with pytest.raises(InvalidRequestError, match=r"resources\.cpus"):
         client.task(resources={"cpus": 1})
+    with pytest.raises(InvalidRequestError, match="secrets: found 'a b'"):
+        client.task(secrets=["a b"])
     with pytest.raises(TypeError, match="a function can be a task, not 3"):
         client.task(3)  # type: ignore[call-overload]  # wrong on purpose
 

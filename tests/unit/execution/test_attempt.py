@@ -306,7 +306,11 @@ def work(p):
 
 
 def call(
-    function: object, *args: object, limit: int = 10_000, **kwargs: object
+    function: object,
+    *args: object,
+    limit: int = 10_000,
+    secrets: dict[str, str] | None = None,
+    **kwargs: object,
 ) -> CallResult | UserCodeError | wire.TooLarge:
     code, data = pickled(function)
     frame = attempt.run_function(
@@ -316,6 +320,7 @@ def call(
         cloudpickle.dumps(kwargs),
         has_gpu=False,
         limit=limit,
+        secrets=secrets,
     )
     return wire.decode_call(frame)
 
@@ -372,6 +377,34 @@ def test_arguments_that_do_not_load_are_said() -> None:
         answer = wire.decode_call(frame)
         assert isinstance(answer, UserCodeError)
         assert said in answer.message
+
+
+def test_secrets_are_there_while_a_call_runs() -> None:
+    """While its code is loaded, too; they are masked in its errors, and neither they nor what has kept them stay."""
+    code = """
+import os
+KEPT = os.environ.get("K")
+def work(fail=False):
+    if fail: raise ValueError("refused " + os.environ["K"])
+    return [os.environ.get("K"), KEPT]
+"""
+    for value in ("mine 1234", "yours 1234"):
+        found = call(code, secrets={"K": value})
+        assert isinstance(found, CallResult)
+        assert found.json == [value, value]
+    found = call(code)
+    assert isinstance(found, CallResult)
+    assert found.json == [None, None]
+    failing = {
+        code: {"fail": True},
+        "import os\nraise ValueError('refused ' + os.environ['K'])": {},
+    }
+    for source, options in failing.items():
+        failed = call(source, secrets={"K": "mine 1234"}, **options)
+        assert isinstance(failed, UserCodeError)
+        assert "refused ***" in failed.message
+        assert "mine" not in str(failed.args)
+    assert "K" not in os.environ
 
 
 def test_a_call_over_the_limit_is_refused() -> None:

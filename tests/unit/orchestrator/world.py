@@ -9,6 +9,7 @@ from typing import Any
 from lattice.ids import RunId, TaskId, WorkflowId
 from lattice.observability.telemetry import NoTelemetry
 from lattice.orchestrator import Defaults, Limits, Orchestrator, Retention, Surroundings, Tenancy
+from lattice.ports.secrets import NoSecrets, Secrets
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher
@@ -107,6 +108,7 @@ def make(
     defaults: Defaults | None = None,
     retention: Retention | None = None,
     tenancy: Tenancy | None = None,
+    secrets: Secrets | None = None,
     warm_up: bool = False,
 ) -> Orchestrator:
     around = Surroundings(
@@ -120,5 +122,6 @@ def make(
         defaults or Defaults(),
         retention,
         tenancy=tenancy or Tenancy(),
+        secrets=secrets or NoSecrets(),
     )
     return Orchestrator(around, warm_up=warm_up)
