@@ -135,6 +135,7 @@ def new_dispatcher(settings: LatticeSettings, tasks: RayTaskDispatcher) -> Dispa
         max_applications=settings.max_replica_applications,
         idle_seconds=settings.replica_idle_seconds,
         grace=CANCEL_GRACE,
+        secrets=tasks.secrets,
         log_format=settings.log_format,
     )
     replicas = ReplicaDispatcher(

@@ -9,13 +9,14 @@ at a time; what a call comes to goes back in the frames of `lattice.execution.wi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import ray
@@ -24,17 +25,21 @@ from ray.exceptions import RayError
 from ray.serve.config import RequestRouterConfig
 
 from deployments.replicas.gate import Gate
+from deployments.replicas.loaded_code import Loaded, LoadedCode
 from deployments.replicas.router import LeastLoadedRouter
 from deployments.serve_logs import use_serve_logs
 from lattice.execution import attempt, capture, wire
-from lattice.execution.attempt import Assignment, Large
-from lattice.execution.code import CodeLoadError
+from lattice.execution.arguments import UnavailableError
+from lattice.execution.assignment import Assignment
+from lattice.execution.attempt import Large
+from lattice.execution.code import CodeLoadError, Function
 from lattice.execution.failures import describe
 from lattice.execution.ray_worker import announce, teller
+from lattice.execution.secrets import SecretValues
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import NodeId
 from lattice.observability.logs import LogFormat
-from lattice.workflow.events import Placement, TaskFailed, TaskStarted
+from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskStarted
 from lattice.workflow.task import BatchPolicy, Code
 
 #: Seconds that a batch must have run before its start is announced; ends repeat the start.
@@ -61,6 +66,7 @@ class ReplicaTask:
         source: the code's bytes, or where the storage has them.
         has_gpu: GPUs were asked for.
         grace: seconds that a batch of which nobody wants a result any more has to end.
+        has_secrets: calls bring secrets, without which the code is not loaded.
         log_format: form of the lines that the replica itself logs.
     """
 
@@ -70,6 +76,7 @@ class ReplicaTask:
     batch: BatchPolicy
     has_gpu: bool
     grace: float
+    has_secrets: bool = False
     log_format: LogFormat = "text"
 
 
@@ -148,14 +155,26 @@ class TaskReplica:
             batch_wait_timeout_s=task.batch.batch_timeout,
             max_concurrent_batches=task.batch.max_concurrent_batches + 1,
         )(run_batch)
+        # In the thread that will call it, as some libraries tie what they load to a thread.
+        self._code = LoadedCode(self._open, self._in_thread)
+        if not task.has_secrets:
+            await self._load()
+
+    async def _load(self) -> None:
         try:
-            # In the thread that will call it, as some libraries tie what they load to a thread.
-            self._function = await self._in_thread(
-                lambda: attempt.open_function(task.code, self._fetch, has_gpu=task.has_gpu)
-            )
+            async with self._code.in_use(time.time()):
+                pass
         except CodeLoadError as error:
             raise ConstructionError(wire.error_text(error.info)) from None
-        self._ready_at = time.time()
+
+    @contextlib.contextmanager
+    def _open(self, secrets: Mapping[str, str]) -> Iterator[Function]:
+        code, has_gpu = self._task.code, self._task.has_gpu
+        if self._task.has_secrets:
+            with attempt.function_with(code, self._fetch, secrets, has_gpu=has_gpu) as function:
+                yield function
+        else:
+            yield attempt.open_function(code, self._fetch, has_gpu=has_gpu)
 
     def _fetch(self) -> bytes:
         source = self._task.source
@@ -167,19 +186,28 @@ class TaskReplica:
         return await self._loop.run_in_executor(self._threads, work)
 
     async def run_group(
-        self, group: bytes, upstream: list[list[LargeReference]], alone: bool
+        self,
+        group: bytes,
+        upstream: list[list[LargeReference]],
+        alone: bool,
+        secrets: SecretValues | None = None,
     ) -> AsyncIterator[Told]:
         """Runs encoded assignments; says, as it happens, which have begun and how they ended.
 
-        `upstream`: references for each assignment. `alone`: none of them shares a batch. Leaving the stream
-        takes what has not begun out of the queue.
+        `upstream`: references for each assignment. `alone`: none of them shares a batch. `secrets`: those that the
+        code asks for. Leaving the stream takes what has not begun out of the queue. A group of none gets the
+        code loaded.
         """
+        if secrets is not None:
+            self._code.bring(secrets)
         outbox = _Outbox()
         assignments = zip(attempt.decode_group(group), upstream, strict=True)
         items = [
             _Item(place, assignment, references, outbox)
             for place, (assignment, references) in enumerate(assignments)
         ]
+        if not items:
+            await self._load()
         tasks = [asyncio.ensure_future(self._run(item, alone)) for item in items]
         try:
             left = len(items)
@@ -214,30 +242,45 @@ class TaskReplica:
         for item in items:
             item.begun = True
         try:
-            await self._in_thread(lambda: self._work(items))
+            async with self._code.in_use(
+                max(item.assignment.submitted for item in items)
+            ) as loaded:
+                await self._in_thread(lambda: self._work(items, loaded))
+        except CodeLoadError as error:
+            self._refuse(items, error.info, lost=False)
+        except UnavailableError as error:
+            self._refuse(items, error.error, lost=error.lost)
         finally:
             self._gate.end()
         return [None] * len(items)
 
+    def _refuse(self, items: list[_Item], info: ErrorInfo, *, lost: bool) -> None:
+        """None of a batch can run."""
+        for item in items:
+            placement = self._placement(item, time.time(), len(items))
+            frame = _failure(item.assignment, info, placement, lost=lost)
+            item.outbox.ends.append((item.place, frame, None))
+            item.outbox.arrived.set()
+
+    def _placement(self, item: _Item, at: float, size: int) -> Placement:
+        return Placement(
+            *self._node,
+            at,
+            self._id,
+            size,
+            starting=max(0.0, self._code.loaded_at - item.assignment.submitted),
+            batching=max(0.0, at - max(item.admitted, self._code.loaded_at)),
+        )
+
     # -- in a thread ---------------------------------------------------------------------------
 
-    def _work(self, cut: list[_Item]) -> None:
+    def _work(self, cut: list[_Item], loaded: Loaded) -> None:
         """Runs the calls of a batch that somebody still wants, and hands over how they ended."""
         items = [item for item in cut if not item.abandoned]
         if not items:
             return
         at = time.time()
-        placements = [
-            Placement(
-                *self._node,
-                at,
-                self._id,
-                len(items),
-                starting=max(0.0, self._ready_at - item.assignment.submitted),
-                batching=max(0.0, at - item.admitted),
-            )
-            for item in items
-        ]
+        placements = [self._placement(item, at, len(items)) for item in items]
         for item, placement in zip(items, placements, strict=True):
             if item.assignment.timed:
                 # Its time-out must count even if the code never lets go of the interpreter.
@@ -247,12 +290,15 @@ class TaskReplica:
         told: list[tuple[bytes, LargeReference | None]]
         try:
             assignments = [item.assignment for item in items]
+            if loaded.secrets:
+                assignments = [replace(each, secrets=loaded.secrets) for each in assignments]
             # What a batch prints is that of each of its calls, which therefore keep less of it.
             most = assignments[0].log_bytes
             log_bytes = min(most, max(most // len(items), _LEAST_LOG))
-            with capture.recording(log_bytes, teller(assignments)) as recorder:
+            hidden = [*loaded.secrets.values()]
+            with capture.recording(log_bytes, teller(assignments), hidden) as recorder:
                 ends = attempt.run_items_of(
-                    self._function,
+                    loaded.function,
                     assignments,
                     [_fetched(item.upstream) for item in items],
                     placements,
@@ -263,7 +309,7 @@ class TaskReplica:
             _logger.exception("a batch could not be run")
             info = describe(error, self._task.code.name)
             told = [
-                (_failure(item.assignment, info, placement), None)
+                (_failure(item.assignment, info, placement, lost=False), None)
                 for item, placement in zip(items, placements, strict=True)
             ]
         self._loop.call_soon_threadsafe(watch.end, told)
@@ -330,8 +376,10 @@ def _fetched(references: Sequence[LargeReference]) -> list[Large | None]:
     return found
 
 
-def _failure(assignment: Assignment, info: Any, placement: Placement) -> bytes:
+def _failure(assignment: Assignment, info: ErrorInfo, placement: Placement, *, lost: bool) -> bytes:
     at = time.time()
+    if lost:
+        return wire.encode_end(TaskLost(assignment.task_id, assignment.attempt, at, info))
     return wire.encode_end(TaskFailed(assignment.task_id, assignment.attempt, at, info, placement))
 
 

@@ -23,8 +23,8 @@ from deployments.replicas import identity
 from deployments.replicas.application import Application, Attempt, Group, Key
 from deployments.replicas.fleet import Fleet
 from deployments.task_replica import LargeReference
-from lattice.execution import attempt, ray_cluster, wire
-from lattice.execution.attempt import Assignment
+from lattice.execution import ray_cluster, wire
+from lattice.execution.assignment import Assignment
 from lattice.execution.held_values import HeldValues
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_starts import StartListener
@@ -33,6 +33,7 @@ from lattice.execution.shape import Shape
 from lattice.execution.shortage import Room, shortage
 from lattice.ids import Digest, NodeId, RunId, TaskId
 from lattice.ports.execution import Definition, Job, Load, Report, TaskLogged
+from lattice.ports.secrets import SecretError
 from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import (
     ErrorInfo,
@@ -186,9 +187,7 @@ class ReplicaDispatcher:
         attempts = [*group.open.values()]
         try:
             assignments, upstream = self._assign(group)
-            group.stream = application.handle.options(stream=True).run_group.remote(
-                attempt.encode_group(assignments), upstream, alone
-            )
+            group.stream = self._fleet.call(application, assignments, upstream, alone)
             async for starts, ends in group.stream:
                 for frame in starts:
                     self._begun(frame)
@@ -196,7 +195,7 @@ class ReplicaDispatcher:
                     self._ended(attempts[place], frame, large)
             # Also when frames could not be read: what is still open then is lost.
             self._break(group, wire.FrameError("a report is missing"))
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, SecretError) as error:
             self._break(group, error)
         except asyncio.CancelledError:
             if self._closed:
@@ -449,6 +448,10 @@ class ReplicaDispatcher:
         policy = identity.batch_policy(application.definition)
         left = policy.batch_timeout - (now - taken.sent)
         if policy.batch_size == 1 or left <= 0:
+            if application.definition.secrets:
+                return (
+                    "the calls before it on its replica, or its code to be loaded with its secrets"
+                )
             return "the calls before it on its replica"
         together = sum(
             not each.started for group in application.groups for each in group.open.values()

@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -24,15 +25,18 @@ from deployments.replicas.application import Application
 from deployments.replicas.code_files import CodeFiles
 from deployments.replicas.identity import Bounds
 from deployments.replicas.serving import Status
-from deployments.task_replica import ReplicaTask
-from lattice.execution import attempt, ray_cluster
+from deployments.task_replica import LargeReference, ReplicaTask
+from lattice.execution import attempt, ray_cluster, wire
+from lattice.execution.assignment import Assignment
 from lattice.execution.ray_failures import explain
+from lattice.execution.secrets import SecretValues, values_of
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import Digest
 from lattice.observability.logs import LogFormat
 from lattice.ports.execution import Definition
+from lattice.ports.secrets import NoSecrets, SecretError, Secrets
 from lattice.workflow.events import ErrorInfo
 
 #: Seconds between looks while work waits for a replica; while all that is wanted runs; while nothing is.
@@ -77,6 +81,7 @@ class Fleet:
         max_applications: most definitions that are deployed at a time.
         idle_seconds: seconds without jobs after which a definition is removed, unless it keeps replicas.
         grace: seconds that a cancelled batch has to end before its replica is ended.
+        secrets: what replicas are given that ask for it.
         log_format: form of the lines that the replicas themselves log.
     """
 
@@ -90,6 +95,7 @@ class Fleet:
         max_applications: int,
         idle_seconds: float,
         grace: float,
+        secrets: Secrets | None = None,
         log_format: LogFormat = "text",
     ) -> None:
         self._storage_url = storage_url
@@ -100,6 +106,7 @@ class Fleet:
         self._max_applications = max_applications
         self._idle_seconds = idle_seconds
         self._grace = grace
+        self._secrets = secrets or NoSecrets()
         self._log_format = log_format
         self._applications: dict[str, Application] = {}
         self._leftovers: dict[str, float] = {}
@@ -164,6 +171,21 @@ class Fleet:
                 application.ready = 0
         return application
 
+    def call(
+        self,
+        application: Application,
+        assignments: Sequence[Assignment],
+        upstream: Sequence[Sequence[LargeReference]],
+        alone: bool,
+    ) -> Any:
+        """The stream of a call with a group of jobs; see `TaskReplica.run_group`. Raises SecretError."""
+        arguments: list[Any] = [attempt.encode_group(assignments), upstream, alone]
+        if keys := application.definition.secrets:
+            # Beside the jobs, which may be so large that the engine writes them to disk.
+            read_at = time.time()
+            arguments.append(SecretValues(read_at, values_of(keys, self._secrets)))
+        return application.handle.options(stream=True).run_group.remote(*arguments)
+
     def warm(self, application: Application) -> None:
         """Makes Serve start a replica, for work that is to come."""
         if application.ready or application.to_warm or self._closed:
@@ -175,21 +197,22 @@ class Fleet:
 
     async def _warming(self, application: Application) -> None:
         """Calls without any jobs, which lasts until there is a replica."""
-        stream = application.handle.options(stream=True).run_group.remote(
-            attempt.encode_group([]), [], False
-        )
+        stream = None
         try:
+            stream = self.call(application, [], [], False)
             async for _ in stream:
                 pass
             application.to_warm = False
             application.warming = None
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, SecretError) as error:
             application.warming = None
-            self._cool(application, str(error))
+            info = wire.find_error(str(error))
+            self._cool(application, f"{info.type}: {info.message}" if info else str(error))
         finally:
             application.last_used = self._loop.time()
-            with contextlib.suppress(Exception):  # it raises again what the call has raised
-                stream.cancel()
+            if stream is not None:
+                with contextlib.suppress(Exception):  # it raises again what the call has raised
+                    stream.cancel()
 
     def _cool(self, application: Application, reason: str) -> None:
         """Gives up starting a replica before there is work."""
@@ -273,6 +296,7 @@ class Fleet:
             batch=identity.batch_policy(definition),
             has_gpu=definition.gpus > 0,
             grace=self._grace,
+            has_secrets=bool(definition.secrets),
             log_format=self._log_format,
         )
         return await self._serve(serving.deploy, application.name, definition, task, self._bounds)

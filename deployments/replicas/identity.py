@@ -1,8 +1,9 @@
 """A task definition as a Serve application: its name, which is its identity, and its options.
 
 Batches form per definition. What belongs to it is what makes two calls exchangeable: code, needs, batch
-policy, scaling, runtime environment, where it may not run, the Python that unpickles it, and the tenant. Workflow, run,
-names of inputs and outputs do not: one function used in ten workflows is one definition.
+policy, scaling, runtime environment, where it may not run, the Python that unpickles it, the secrets that it sees,
+whose keys say of which tenant they are, and the tenant. Workflow, run, names of inputs and outputs do not: one function
+used in ten workflows is one definition.
 """
 
 from __future__ import annotations
@@ -49,8 +50,15 @@ class Bounds:
 def application_name(definition: Definition, scope: str) -> str:
     """The name of a definition's application; `scope` keeps apart services that share a Serve."""
     shape = Shape.of(definition)
-    tenant = definition.tenant
-    return _name(definition.code, shape, definition.batch, definition.scaling, tenant, scope)
+    return _name(
+        definition.code,
+        shape,
+        definition.batch,
+        definition.scaling,
+        definition.tenant,
+        definition.secrets,
+        scope,
+    )
 
 
 # Asked for with each job, and jobs of one definition come in thousands.
@@ -61,13 +69,14 @@ def _name(
     batch: BatchPolicy,
     scaling: Scaling,
     tenant: Tenant | None,
+    secrets: tuple[str, ...],
     scope: str,
 ) -> str:
     what = asdict(code)
     if code.form is CodeForm.PICKLE:
         # Only out of source does a name pick something; tasks of one pickle may be called anything.
         del what["name"]
-    document = {
+    document: dict[str, object] = {
         "code": what,
         "shape": asdict(shape) | {"excluded": sorted(shape.excluded)},
         "batch": batch.document(),
@@ -75,6 +84,9 @@ def _name(
         "python": sys.version_info[:2],
         "tenant": tenant,
     }
+    if secrets:
+        # Only then, so that replicas of all others keep their names from before there were secrets.
+        document["secrets"] = sorted(secrets)
     text = json.dumps(document, sort_keys=True)
     return f"{prefix(scope)}{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 

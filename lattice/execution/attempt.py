@@ -18,20 +18,18 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from lattice.execution import arguments, capture, pickling, sandboxed, spans, summary, wire
 from lattice.execution.arguments import UnavailableError
+from lattice.execution.assignment import Assignment
 from lattice.execution.code import CodeLoadError, Function, load, loaded_apart
 from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
 from lattice.execution.sandbox.request import Request
 from lattice.execution.secrets import in_environment, masked_error
 from lattice.execution.storage import location_of
-from lattice.ids import RunId, TaskId
-from lattice.ports.execution import Argument, Job
-from lattice.ports.tracing import SpanExport
+from lattice.ports.execution import Argument
 from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskSucceeded, Value
 from lattice.workflow.sandbox import Sandbox
 from lattice.workflow.task import Code
@@ -41,92 +39,6 @@ MAX_INLINE_TOTAL = 1024 * 1024
 
 #: The large outputs of an attempt, for the next tasks.
 Large = dict[str, pickling.Parts]
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """An attempt as its worker gets it.
-
-    Attributes:
-        upstream: for each argument, which of the large outputs that come along holds it, or None.
-        timed: the start is reported before the code runs, however short it is.
-        has_gpu: GPUs were asked for.
-        mailbox: name of the actor that wants to know when a long attempt begins.
-        submitted: when the dispatcher took it, in seconds since the epoch.
-        log_bytes: what is kept of what it prints, in bytes.
-        trace: the trace context that it runs in; None if it is not traced.
-        span_export: where its spans go.
-        after: tasks of the same call that must have succeeded first.
-        call: the number that the dispatcher gave to that call.
-        sandbox: the limits of the sandbox that it runs in; None to run it in the worker's own process.
-        environment: variables for the sandbox.
-        secrets: values by name, filled in by the worker itself, which gets them beside this.
-    """
-
-    run_id: RunId
-    task_id: TaskId
-    attempt: int
-    name: str
-    code: Code
-    arguments: tuple[Argument, ...]
-    upstream: tuple[int | None, ...]
-    output_keys: tuple[str, ...]
-    batched: bool
-    timed: bool
-    has_gpu: bool
-    storage_url: str
-    inline_value_bytes: int
-    mailbox: str
-    submitted: float = 0.0
-    log_bytes: int = 0
-    trace: str | None = None
-    span_export: SpanExport | None = None
-    after: tuple[TaskId, ...] = ()
-    call: int = 0
-    sandbox: Sandbox | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
-    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def of(
-        cls,
-        job: Job,
-        upstream: tuple[int | None, ...],
-        *,
-        storage_url: str,
-        inline_value_bytes: int,
-        mailbox: str,
-        submitted: float = 0.0,
-        log_bytes: int = 0,
-        span_export: SpanExport | None = None,
-        call: int = 0,
-    ) -> Assignment:
-        """What a worker is told of a job."""
-        definition = job.definition
-        return cls(
-            run_id=job.run_id,
-            task_id=job.task_id,
-            attempt=job.attempt,
-            name=job.name,
-            code=definition.code,
-            arguments=job.arguments,
-            upstream=upstream,
-            output_keys=job.output_keys,
-            batched=definition.batch.enabled,
-            timed=job.timed,
-            has_gpu=definition.gpus > 0,
-            storage_url=storage_url,
-            inline_value_bytes=inline_value_bytes,
-            mailbox=mailbox,
-            submitted=submitted,
-            log_bytes=log_bytes,
-            trace=job.trace,
-            span_export=None if job.trace is None else span_export,
-            after=job.after,
-            call=call,
-            sandbox=definition.sandbox,
-            environment={} if definition.sandbox is None else definition.variables,
-        )
 
 
 def run_attempt(
@@ -188,6 +100,33 @@ def open_function(code: Code, fetch_code: Callable[[], bytes], *, has_gpu: bool)
         return load(code, fetch_code)
 
 
+@contextlib.contextmanager
+def function_with(
+    code: Code, fetch_code: Callable[[], bytes], secrets: Mapping[str, str], *, has_gpu: bool
+) -> Iterator[Function]:
+    """The same where there are secrets: loaded while they are in the environment, and let go of at the end.
+
+    Inside, they are masked in what is printed.
+
+    Raises:
+        CodeLoadError: as `open_function`; UnavailableError: the code cannot be had.
+    """
+    hidden = [*secrets.values()]
+    with contextlib.ExitStack() as until_end:
+        until_end.enter_context(capture.masking(hidden))
+        try:
+            with (
+                _clean_process(has_gpu),
+                in_environment(secrets),
+                capture.recording(0, lambda entries: None, hidden),
+            ):
+                fetch = functools.partial(arguments.fetch, fetch_code)
+                function = until_end.enter_context(loaded_apart(code, fetch))
+        except CodeLoadError as error:
+            raise CodeLoadError(masked_error(error.info, hidden)) from None
+        yield function
+
+
 def run_items_of(
     function: Function,
     assignments: Sequence[Assignment],
@@ -195,6 +134,8 @@ def run_items_of(
     placements: Sequence[Placement],
 ) -> list[tuple[bytes, Large | None]]:
     """Runs attempts of one definition together: as one batch if it is batched, else one after the other.
+
+    Their secrets are in the environment already, and are masked here.
 
     Args:
         upstream: for each attempt the large outputs of other tasks that it refers to.
@@ -233,6 +174,8 @@ def run_items_of(
                     outcomes = run_items(function, items, assignments[0].name)
                 except BaseException as error:  # a KeyboardInterrupt that user code itself raised
                     outcomes = [Failed(describe(error, assignments[0].name))] * len(items)
+                # All have the same secrets, as they are of one definition.
+                outcomes = [_hide_secrets(assignments[0], outcome) for outcome in outcomes]
                 note([_error_of(outcome) for outcome in outcomes])
             for (position, _), outcome in zip(ready, outcomes, strict=True):
                 ends[position] = _end_of(assignments[position], outcome, placements[position])

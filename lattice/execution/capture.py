@@ -315,6 +315,8 @@ _active: tuple[Recorder, ...] = ()
 _changing = threading.RLock()
 #: Stands for nobody: what is printed is passed on only.
 _NOBODY = Recorder(0, lambda entries: None)
+#: Masks while nothing is recorded.
+_standing = _NOBODY
 _current: ContextVar[Recorder | None] = ContextVar("lattice_recorder", default=None)
 
 
@@ -327,7 +329,7 @@ def _recorder() -> Recorder | None:
 
 def _without_secrets(tee: _Tee, text: str) -> str:
     """`text` without what is hidden of any attempt that runs, as it may come from a handler or a thread."""
-    for recorder in _active:
+    for recorder in _active or (_standing,):
         text = recorder.mask(tee, text)
     return text
 
@@ -366,6 +368,19 @@ def recording(
         with _changing:
             _active = tuple(each for each in _active if each is not recorder)
         _current.reset(token)
+
+
+@contextlib.contextmanager
+def masking(hidden: Sequence[str]) -> Iterator[None]:
+    """Inside, `hidden` is masked also in what threads print that outlive what started them. Nothing is recorded."""
+    global _standing
+    _install()
+    before, _standing = _standing, Recorder(0, lambda entries: None, hidden)
+    try:
+        yield
+    finally:
+        _standing.end()
+        _standing = before
 
 
 def take(stream: str, text: str) -> None:
@@ -473,11 +488,11 @@ def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
 
 def _forget_in_child() -> None:
     """A forked child has no thread that would tell, and perhaps a lock that nobody will release."""
-    global _active, _changing
+    global _active, _changing, _standing
     # In every context, so not by forgetting whose text it is.
     for recorder in _active:
         recorder.close()
-    _active = ()
+    _active, _standing = (), _NOBODY
     _changing = threading.RLock()
 
 

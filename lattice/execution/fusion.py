@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from lattice.execution import wire
-from lattice.execution.attempt import Assignment
+from lattice.execution.assignment import Assignment
 from lattice.ids import TaskId
 from lattice.ports.execution import Argument
 from lattice.workflow.events import TaskLost, TaskSucceeded, Value

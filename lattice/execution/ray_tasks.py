@@ -22,7 +22,8 @@ import ray
 from ray.exceptions import ObjectLostError
 
 from lattice.execution import attempt, ray_cluster, ray_worker, wire
-from lattice.execution.attempt import Assignment, Large
+from lattice.execution.assignment import Assignment
+from lattice.execution.attempt import Large
 from lattice.execution.held_values import HeldValues
 from lattice.execution.pacing import Durations, Pacing
 from lattice.execution.ray_attempts import Attempt, Fusing, WorkerCall, end_of, waits_for

@@ -18,7 +18,8 @@ from ray.actor import ActorHandle
 
 from lattice.execution import attempt, capture, wire
 from lattice.execution.announcer import Announcer
-from lattice.execution.attempt import Assignment, Large
+from lattice.execution.assignment import Assignment
+from lattice.execution.attempt import Large
 from lattice.execution.fusion import Fusion
 from lattice.execution.mailbox import Mailbox
 from lattice.execution.ray_remote import CodeSource

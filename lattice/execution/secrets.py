@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lattice.ports.secrets import SecretError, SecretNotFoundError, Secrets
@@ -60,6 +62,14 @@ class SecretFolder:
         return text
 
 
+@dataclass(frozen=True, slots=True)
+class SecretValues:
+    """Values by name, as they were read at a time, in seconds since the epoch."""
+
+    read_at: float
+    by_name: Mapping[str, str] = field(repr=False)
+
+
 def values_of(keys: Iterable[str], source: Secrets) -> dict[str, str]:
     """The values of the secrets of an attempt, by name. Raises SecretError."""
     values = {key.rpartition("/")[2]: source.value(key) for key in keys}
@@ -100,21 +110,22 @@ def _put_back(before: Mapping[str, str | None]) -> None:
 @contextlib.contextmanager
 def hidden(values: Iterable[str]) -> Iterator[None]:
     """Has `hide` mask these values inside, in this process."""
-    global _hidden
-    before = _hidden
+    # Several batches may run at a time, which end in any order.
+    mine = object()
     try:
-        _hidden = tuple(values)
+        _hidden[mine] = tuple(values)
         yield
     finally:
-        _hidden = before
+        _hidden.pop(mine, None)
 
 
-_hidden: tuple[str, ...] = ()
+_hidden: dict[object, tuple[str, ...]] = {}
 
 
 def hide(text: str) -> str:
     """`text` without the values that are hidden now. To be called before a text is cut: part of a value is not found."""
-    return masked(text, _hidden)
+    # A copy that is made at once, as other threads change it.
+    return masked(text, itertools.chain(*_hidden.copy().values())) if _hidden else text
 
 
 def masked(text: str, values: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from lattice.workflow.events import ErrorInfo
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from lattice.execution.attempt import Assignment
+    from lattice.execution.assignment import Assignment
     from lattice.observability.traces import Tracer
 
 _logger = logging.getLogger(__name__)

@@ -324,12 +324,6 @@ def check_scaling(task: Task) -> None:
 
 def check_isolation(task: Task) -> None:
     """Raises InvalidRequestError for a sandbox of what runs in processes that outlive it, or is any Python in and out."""
-    if task.secrets and task.on_replicas and task.kind is not TaskKind.LANGGRAPH:
-        raise InvalidRequestError(
-            "secrets",
-            f"secrets of the task {task.name!r}, which runs on replicas",
-            "leave them out",
-        )
     if task.sandbox is None:
         return
     if task.kind is TaskKind.LANGGRAPH:

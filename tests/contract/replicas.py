@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,8 +19,8 @@ from tests.contract.dispatching import short_folder
 
 
 @contextmanager
-def running_engine() -> Iterator[None]:
-    """A Ray of two CPUs and a GPU that is none, with Serve."""
+def running_engine() -> Iterator[Path]:
+    """A Ray of two CPUs and a GPU that is none, with Serve; the folder that it writes to."""
     with short_folder() as folder:
         ray.init(
             num_cpus=2,
@@ -30,7 +31,7 @@ def running_engine() -> Iterator[None]:
         )
         serve.start(proxy_location="Disabled")
         try:
-            yield
+            yield Path(folder)
         finally:
             serve.shutdown()
             ray.shutdown()
@@ -49,6 +50,7 @@ def new_routing(
         "grace": cancel_grace,
     }
     fleet = Fleet(url, **(options | changes))
-    tasks = RayTaskDispatcher(url, 1024, cancel_grace=cancel_grace)
+    secrets = changes.get("secrets")
+    tasks = RayTaskDispatcher(url, 1024, cancel_grace=cancel_grace, secrets=secrets)
     replicas = ReplicaDispatcher(fleet, url, 1024, held=tasks.held, cancel_grace=cancel_grace)
     return RoutingDispatcher(tasks, replicas, everything=everything)

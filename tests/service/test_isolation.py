@@ -10,7 +10,7 @@ import pytest
 
 from lattice import LatticeClient, task
 from tests.running import Service
-from tests.service.rest import Rest, inputs, outputs
+from tests.service.rest import Rest, inputs, outputs, pickled
 
 
 def everything_written(service: Service) -> list[Path]:
@@ -48,25 +48,37 @@ def task(p):
     assert bomb["data"]["error"]["type"] == "BlockingIOError"
 
 
-def test_isolation_of_replicas_is_refused(rest: Rest) -> None:
+def test_a_sandbox_of_replicas_and_langgraph_nodes_is_refused(rest: Rest) -> None:
     """Where there is none, nothing runs as if there were."""
     workflow_id = rest.workflow()
     task_id = rest.task(workflow_id, "task", "def task(p):\n    return {'out': 1}\n")
-    for field, value in (("sandbox", True), ("secrets", ["API_KEY"])):
-        status, detail = rest.refused(
-            "/save_task",
-            {
-                "workflow_id": workflow_id,
-                "task_id": task_id,
-                "task_input": inputs(),
-                "task_output": outputs("out"),
-                "batch_config": {"batch_size": 2},
-                field: value,
-            },
-        )
-        assert status == 400
-        assert field in detail
-        assert "replicas" in detail
+    status, detail = rest.refused(
+        "/save_task",
+        {
+            "workflow_id": workflow_id,
+            "task_id": task_id,
+            "task_input": inputs(),
+            "task_output": outputs("out"),
+            "batch_config": {"batch_size": 2},
+            "sandbox": True,
+        },
+    )
+    assert status == 400
+    assert detail.startswith("sandbox: ")
+    assert "replicas" in detail
+    status, detail = rest.refused(
+        "/add_langgraph_task",
+        {
+            "workflow_id": workflow_id,
+            "task_type": "langgraph",
+            "task_name": "node",
+            "code_ser": pickled(len),
+            "sandbox": True,
+        },
+    )
+    assert status == 400
+    assert detail.startswith("sandbox: ")
+    assert "LangGraph" in detail
 
 
 def test_secrets_are_used_and_told_nowhere(rest: Rest, service: Service, secrets: Path) -> None:

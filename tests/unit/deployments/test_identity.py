@@ -41,6 +41,11 @@ def test_what_the_calls_need_counts() -> None:
         replace(DEFINITION, tenant=Tenant("alice")),
         replace(DEFINITION, tenant=Tenant("bob")),
         replace(DEFINITION, runtime_env={"env_vars": {TENANT_VARIABLE: "alice"}}),
+        replace(DEFINITION, secrets=("KEY",)),
+        replace(DEFINITION, secrets=("KEY", "OTHER")),
+        # Of tenants that share what has no secrets.
+        replace(DEFINITION, secrets=("alice/KEY",)),
+        replace(DEFINITION, secrets=("bob/KEY",)),
     ]
     names = {name(DEFINITION), name(DEFINITION, "other"), *map(name, others)}
     assert len(names) == len(others) + 2
@@ -57,6 +62,8 @@ def test_what_a_pickled_task_is_called_does_not_count() -> None:
 
 def test_the_order_in_which_things_were_said_does_not_count() -> None:
     """Equal definitions have one name."""
+    one, two = (replace(DEFINITION, secrets=keys) for keys in (("A", "B"), ("B", "A")))
+    assert name(one) == name(two)
     variables = {"A": "1", "B": "2"}
     one, two = (
         replace(DEFINITION, runtime_env={"env_vars": dict(items)})

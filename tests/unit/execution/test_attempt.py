@@ -19,7 +19,8 @@ import pytest
 
 from lattice.errors import UserCodeError
 from lattice.execution import attempt, pickling, wire
-from lattice.execution.attempt import Assignment, Large
+from lattice.execution.assignment import Assignment
+from lattice.execution.attempt import Large
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import Digest, NodeId, RunId, TaskId
 from lattice.ports.execution import Argument, CallResult

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lattice.execution import fusion, wire
-from lattice.execution.attempt import Assignment
+from lattice.execution.assignment import Assignment
 from lattice.execution.fusion import Fusion
 from lattice.ids import Digest, NodeId, RunId, TaskId
 from lattice.ports.execution import Argument

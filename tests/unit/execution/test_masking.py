@@ -6,14 +6,15 @@ import ctypes
 import itertools
 import os
 import sys
+import threading
 import traceback
 from types import FrameType
 
 import pytest
 
-from lattice.execution.capture import recording
+from lattice.execution.capture import masking, recording
 from lattice.execution.failures import MAX_MESSAGE, MAX_TRACEBACK, describe
-from lattice.execution.secrets import Masking, hidden, in_environment, masked, masked_error
+from lattice.execution.secrets import Masking, hidden, hide, in_environment, masked, masked_error
 
 SECRET = "s3cr3t-0123456789"
 
@@ -45,6 +46,33 @@ def test_a_value_in_pieces_is_masked(values: list[str], text: str, shown: str) -
         assert "".join([*map(masking.take, pieces), masking.rest()]) == shown
     masking = Masking(values)
     assert "".join([*map(masking.take, text), masking.rest()]) == shown
+
+
+def test_values_are_hidden_as_long_as_any_batch_has_them() -> None:
+    """Several may run at a time in a process, and end in any order."""
+    first, second = hidden([SECRET]), hidden([SECRET])
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert hide(f"<{SECRET}>") == "<***>"
+    second.__exit__(None, None, None)
+    assert hide(f"<{SECRET}>") == f"<{SECRET}>"
+
+
+def test_what_is_printed_while_nothing_is_recorded_is_masked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By threads that outlive what started them."""
+    with masking([SECRET]):
+        thread = threading.Thread(target=print, args=(f"<{SECRET}>",))
+        thread.start()
+        thread.join()
+        with recording(1000, lambda entries: None, [SECRET]) as recorder:
+            print(f"({SECRET})")
+    assert capsys.readouterr().out == "<***>\n(***)\n"
+    assert [entry.text for entry in recorder.kept()] == ["(***)\n"]
+    print(SECRET)
+    assert capsys.readouterr().out == f"{SECRET}\n"
 
 
 def test_what_can_be_no_secret_is_told_at_once() -> None:

@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import sys
 from lattice.execution import spans
-from lattice.execution.attempt import Assignment
+from lattice.execution.assignment import Assignment
 from lattice.ids import RunId, TaskId
 from lattice.ports.tracing import SpanExport
 from lattice.workflow.task import Code, CodeForm

@@ -88,7 +88,8 @@ async def test_what_sees_secrets_serves_one_tenant(
     """Also where the setting lets tenants share what has none."""
     world = await make_world(secrets=folder, tenancy=Tenancy(share_definitions=shared))
     found = {
-        who: await define(world, Caller(who, admin=False), secrets=["KEY"]) for who in (ALICE, BOB)
+        who: await define(world, Caller(who, admin=False), secrets=["KEY"], **BATCHED)
+        for who in (ALICE, BOB)
     }
     assert {who: each.tenant for who, each in found.items()} == {ALICE: ALICE, BOB: BOB}
     assert {who: each.secrets for who, each in found.items()} == {
