@@ -64,6 +64,8 @@ async def test_new_values_load_it_anew(code: Code) -> None:
     assert await code.call() == ("one", "one")
     assert "K" not in os.environ
     code.bring(2, "one")
+    assert await code.call() == ("one", "one")
+    assert code.story == ["load one"]
     code.bring(4, "two")
     code.bring(3, "one")
     assert await code.call() == ("two", "two")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,7 +11,7 @@ import pickle
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import cloudpickle
 import pytest
 
 from lattice.errors import UserCodeError
-from lattice.execution import attempt, pickling, wire
+from lattice.execution import attempt, pickling, spans, wire
 from lattice.execution.assignment import Assignment
 from lattice.execution.attempt import Large
 from lattice.execution.storage import FsspecStorage
@@ -55,7 +56,21 @@ class Worker:
         upstream: tuple[Large | None, ...] = (),
         **changes: Any,
     ) -> tuple[wire.End, Large | None]:
-        code, data = pickled(function)
+        changed = self.assignment(function, arguments, outputs, upstream, **changes)
+        _, data = pickled(function)
+        (assignment,) = attempt.decode_group(attempt.encode_group([changed]))
+        frame, large = attempt.run_attempt(assignment, lambda: data, upstream, PLACEMENT)
+        return wire.decode_end(frame), large
+
+    def assignment(
+        self,
+        function: object,
+        arguments: tuple[Argument, ...] = (),
+        outputs: tuple[str, ...] = (),
+        upstream: tuple[Large | None, ...] = (),
+        **changes: Any,
+    ) -> Assignment:
+        code, _ = pickled(function)
         assignment = Assignment(
             run_id=RunId("r"),
             task_id=TaskId("t"),
@@ -72,10 +87,7 @@ class Worker:
             inline_value_bytes=INLINE,
             mailbox="m",
         )
-        changed = dataclasses.replace(assignment, **changes)
-        (assignment,) = attempt.decode_group(attempt.encode_group([changed]))
-        frame, large = attempt.run_attempt(assignment, lambda: data, upstream, PLACEMENT)
-        return wire.decode_end(frame), large
+        return dataclasses.replace(assignment, **changes)
 
     def succeed(self, function: object, *args: Any, **changes: Any) -> TaskSucceeded:
         end, _ = self.run(function, *args, **changes)
@@ -301,6 +313,41 @@ def work(p):
     assert 'raise ValueError("it does")' in error.traceback
     assert found() == ("none", 3)
     assert "K" not in os.environ
+
+
+def test_a_batch_tells_no_secret(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in its reports nor on its spans, whether one item fails or the whole call."""
+    noted: list[ErrorInfo | None] = []
+
+    @contextlib.contextmanager
+    def of_calls(assignments: object) -> Iterator[Callable[[Sequence[ErrorInfo | None]], None]]:
+        yield noted.extend
+
+    monkeypatch.setattr(spans, "of_calls", of_calls)
+
+    def fail(batch: list[dict[str, object]]) -> list[object]:
+        if batch[0]["x"] == 1:
+            raise ValueError("call with mine 1234")
+        return [ValueError("item with mine 1234") for _ in batch]
+
+    assignments = [
+        worker.assignment(fail, (given("x", x),), batched=True, secrets={"K": "mine 1234"})
+        for x in range(2)
+    ]
+    ends = attempt.run_items_of(fail, assignments, [[], []], [PLACEMENT] * 2)
+    errors = [wire.decode_end(frame).error for frame, _ in ends]
+    messages = ["item with ***", "item with ***"]
+    assert [error.message for error in errors] == messages
+    assert [error.message for error in noted if error] == messages
+    assert "mine" not in f"{errors} {noted}"
+    assignments.reverse()
+    noted.clear()
+    ends = attempt.run_items_of(fail, assignments, [[], []], [PLACEMENT] * 2)
+    assert [wire.decode_end(frame).error.message for frame, _ in ends] == [
+        "call with ***",
+        "item with ***",
+    ]
+    assert "mine" not in f"{noted}"
 
 
 # -- calls -------------------------------------------------------------------------------------
