@@ -323,7 +323,10 @@ def check_scaling(task: Task) -> None:
 
 
 def check_isolation(task: Task) -> None:
-    """Raises InvalidRequestError for a sandbox of what runs in processes that outlive it, or is any Python in and out."""
+    """Raises InvalidRequestError for a sandbox where there is none.
+
+    Replicas serve many calls in one process, and what LangGraph tasks take and return is any object, no plain data.
+    """
     if task.sandbox is None:
         return
     if task.kind is TaskKind.LANGGRAPH:
