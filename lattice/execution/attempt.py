@@ -27,7 +27,7 @@ from lattice.execution.code import CodeLoadError, Function, load, loaded_apart
 from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
 from lattice.execution.sandbox.request import Request
-from lattice.execution.secrets import in_environment, masked_error
+from lattice.execution.secrets import hidden, in_environment, masked_error
 from lattice.execution.storage import location_of
 from lattice.ports.execution import Argument
 from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskSucceeded, Value
@@ -111,19 +111,15 @@ def function_with(
     Raises:
         CodeLoadError: as `open_function`; UnavailableError: the code cannot be had.
     """
-    hidden = [*secrets.values()]
+    values = [*secrets.values()]
     with contextlib.ExitStack() as until_end:
-        until_end.enter_context(capture.masking(hidden))
+        until_end.enter_context(capture.masking(values))
         try:
-            with (
-                _clean_process(has_gpu),
-                in_environment(secrets),
-                capture.recording(0, lambda entries: None, hidden),
-            ):
+            with _clean_process(has_gpu), in_environment(secrets), hidden(values):
                 fetch = functools.partial(arguments.fetch, fetch_code)
                 function = until_end.enter_context(loaded_apart(code, fetch))
         except CodeLoadError as error:
-            raise CodeLoadError(masked_error(error.info, hidden)) from None
+            raise CodeLoadError(masked_error(error.info, values)) from None
         yield function
 
 

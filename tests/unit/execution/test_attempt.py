@@ -22,6 +22,7 @@ from lattice.errors import UserCodeError
 from lattice.execution import attempt, pickling, spans, wire
 from lattice.execution.assignment import Assignment
 from lattice.execution.attempt import Large
+from lattice.execution.code import CodeLoadError
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import Digest, NodeId, RunId, TaskId
 from lattice.ports.execution import Argument, CallResult
@@ -312,6 +313,24 @@ def work(p):
     error = worker.fail(code, secrets={"K": "fails"})
     assert 'raise ValueError("it does")' in error.traceback
     assert found() == ("none", 3)
+    assert "K" not in os.environ
+
+
+def test_a_constructor_tells_no_part_of_a_secret() -> None:
+    """Also where its words are cut."""
+    value = "mine-" + "0123456789" * 5
+    for before in range(2028 - len(value), 2028, 7):
+        words = f"{before} * 'x' + os.environ['K'] + 4000 * 'x'"
+        source = f"import os\nclass work:\n    def __init__(self): raise OSError({words})\n"
+        code, data = pickled(source)
+        with (
+            pytest.raises(CodeLoadError) as failed,
+            attempt.function_with(code, lambda data=data: data, {"K": value}, has_gpu=False),
+        ):
+            pass
+        told = f"{failed.value.info.message} {failed.value.info.traceback}"
+        assert value[:8] not in told
+        assert value[-8:] not in told
     assert "K" not in os.environ
 
 
