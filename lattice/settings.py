@@ -165,7 +165,7 @@ class LatticeSettings(BaseModel):
         default=86_400.0,
         gt=0,
         description="Seconds for which a registered worker that the cluster does not have stays listed; null keeps it "
-        "for ever. One that left in order is forgotten at once.",
+        "for ever. One that left in order is forgotten when housekeeping looks next.",
     )
     housekeeping_seconds: float = Field(
         default=60.0,

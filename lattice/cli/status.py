@@ -46,6 +46,6 @@ def _row(worker: dict[str, Any]) -> tuple[object, ...]:
     memory = f"{has['cpu_mem']:.0f} MiB" if "cpu_mem" in has else "?"
     cpu = f"{has['cpu']:g}" if "cpu" in has else "?"
     status = worker["status"]
-    if worker["gone_since"]:
+    if worker.get("gone_since"):
         status += f", gone since {worker['gone_since'][:19]}Z"
     return worker["node_id"], worker["node_ip"], status, cpu, memory, gpu

@@ -35,6 +35,8 @@ _LOOK = 0.5
 
 #: What the service says, or does not, while it is away for a while.
 _AWAY = (ConnectionFailedError, DeadlineError, ServiceError)
+#: What the service says of a worker that it does not have.
+_UNKNOWN = 404
 
 
 def add(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -185,22 +187,33 @@ class Worker:
     def _go(self, node: RayNode, joined: Joined) -> int:
         """Leaves: first nothing new comes, then what runs ends, or its time is over."""
         _say("leaving: what runs here may end first; once more to leave at once")
-        try:
-            self._service.disconnect_worker(joined.node_id, leaving=True)
-        except _AWAY as error:
-            _say(f"the service could not be told: {error}")
+        told = self._tell(joined)
         end = time.monotonic() + self._grace
         # What was placed here at that moment begins, and the service hears of it.
         pause = _SETTLE
         while not self._leave.urgently(pause) and time.monotonic() < end and node.alive():
-            if not self._runs_something(joined):
+            pause = _LOOK
+            if not told:
+                told = self._tell(joined)
+                pause = _SETTLE
+            elif not self._runs_something(joined):
                 # Not earlier: the engine may take a node that has work for one that is idle (seen), and ends it.
                 self._drain(node)
                 _say("left")
                 return 0
-            pause = _LOOK
         _say("left before everything had ended: what ran here is run again elsewhere, calls fail")
         return 1
+
+    def _tell(self, joined: Joined) -> bool:
+        """Has nothing new placed here; whether the service knows it now. Until then it goes on giving work."""
+        try:
+            self._service.disconnect_worker(joined.node_id, leaving=True)
+        except _AWAY as error:
+            if isinstance(error, ServiceError) and error.status == _UNKNOWN:
+                return True
+            self._note("untold", f"the service could not be told: {error}")
+            return False
+        return True
 
     def _runs_something(self, joined: Joined) -> bool:
         """Whether tasks run here. As long as the service does not say, they may."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from lattice.execution.ray_starts import StartListener
 from lattice.execution.secrets import values_of
 from lattice.execution.shape import Shape, env_of
 from lattice.ids import NodeId, RunId, Tenant
-from lattice.ports.execution import Call, CallResult
+from lattice.ports.execution import Call, CallResult, EngineNode
 from lattice.ports.secrets import Secrets
 from lattice.workflow.events import ErrorInfo, Value
 
@@ -58,6 +59,8 @@ class RayCalls:
         self._calls: dict[RunId, _OpenCall] = {}
         #: Nodes that get nothing new, whatever definitions say; None until there is word of it.
         self.excluded: frozenset[NodeId] | None = None
+        #: Those that the engine has.
+        self.nodes: Sequence[EngineNode] = ()
         self._renderers = asyncio.Semaphore(_RENDERERS)
         self._run_function = RemoteFunctions(ray_worker.run_function, returns=1)
         self._render = RemoteFunctions(ray_worker.render, returns=1)
@@ -77,11 +80,13 @@ class RayCalls:
 
         One of which that is not known counts on each excluded node on which it may run, as nobody takes it back.
         """
+        leaving = [node for node in self.nodes if node.node_id in (self.excluded or ())]
         found: Counter[NodeId] = Counter()
         for call in [*self._calls.values()]:
-            found.update(
-                [call.node] if call.node else (self.excluded or frozenset()) - call.shape.excluded
-            )
+            if call.node:
+                found[call.node] += 1
+            else:
+                found.update(node.node_id for node in leaving if call.shape.places(node) >= 1)
         return found
 
     async def call(self, call: Call, codes: CodeSources) -> CallResult:

@@ -458,6 +458,7 @@ class RayTaskDispatcher:
         """The live nodes."""
         nodes = await asyncio.to_thread(ray_cluster.live_nodes)
         self._pacing.set_nodes(nodes)
+        self._calls.nodes = nodes
         return nodes
 
     async def _watch_nodes(self) -> None:

@@ -137,11 +137,13 @@ class Housekeeping:
         more = [await self._expire_runs(), await self._remove_leftovers()]
         await self._remove_blobs()
         more.append(await self._expire_replies())
-        # Last, as the engine may be away, which is no reason to keep anything else.
+        if any(more):
+            return True
+        # Last and once, as the engine may be away, which is no reason to keep anything else.
         writes = await self._forget_nodes(self._retention.node_seconds)
         if writes:
             await self._journal.append(writes)
-        return any(more)
+        return False
 
     async def _keep(self) -> None:
         period = self._retention.period

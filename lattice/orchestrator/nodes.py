@@ -1,7 +1,7 @@
 """The worker nodes that users registered, matched with the nodes that the engine has.
 
 A registered node need not be known to the engine yet: it waits until the engine reports a node with its
-id or, failing that, its address. A disconnected node keeps what runs on it and gets nothing new.
+id or, failing that, its address; if it is gone, one that comes from its address. A disconnected node keeps what runs on it and gets nothing new.
 Nodes of the engine that nobody registered may be used.
 
 What the engine does not have is forgotten some day, as machines come and go for ever: one that said that it leaves
@@ -11,7 +11,7 @@ at the next look of the housekeeping, any other when it has been away for long e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from lattice.errors import InvalidRequestError, WorkerNotFoundError
@@ -75,7 +75,7 @@ class NodeRegistry:
         for text in documents:
             node = _Node(**json.loads(text))
             self._nodes[node.node_id] = node
-        self._match()
+        self._match(())
 
     def connect(
         self, node_id: NodeId, node_ip: str, resources: Mapping[str, object]
@@ -88,15 +88,15 @@ class NodeRegistry:
         joined = any(node.node_id == node_id for node in self._engine)
         node = _Node(node_id, node_ip, resources, connected=True, joined=joined)
         self._nodes[node_id] = node
-        self._match()
-        present = set(self._names.values())
+        present = {each.node_id for each in self._engine}
         left = [
             each.node_id
             for each in self._nodes.values()
-            if each.node_ip == node_ip and each.joined and each.node_id not in present
+            if each.node_ip == node_ip and each.joined and each.node_id not in {*present, node_id}
         ]
         for each in left:
             del self._nodes[each]
+        self._match(present)
         return [node.write(), *map(DeleteNode, left)]
 
     def disconnect(self, node_id: NodeId, *, leaving: bool = False) -> PutNode:
@@ -104,15 +104,16 @@ class NodeRegistry:
         if node_id not in self._nodes:
             raise WorkerNotFoundError(node_id)
         old = self._nodes[node_id]
-        node = replace(old, connected=False, leaving=leaving)
+        node = replace(old, connected=False, leaving=leaving or old.leaving)
         self._nodes[node_id] = node
-        self._match()
+        self._match({each.node_id for each in self._engine})
         return node.write()
 
     def refresh(self, engine: list[EngineNode], now: float) -> None:
         """Takes note of the nodes that the engine has now."""
-        self._engine = engine
-        self._match()
+        known = {node.node_id for node in self._engine}
+        self._engine = [*engine]
+        self._match(known)
         ids = {node.node_id for node in engine}
         present = set(self._names.values())
         for old in [*self._nodes.values()]:
@@ -223,14 +224,20 @@ class NodeRegistry:
                 )
         return found
 
-    def _match(self) -> None:
+    def _match(self, known: Container[NodeId]) -> None:
+        """Finds the nodes of the engine that are registered; `known` are those that it had before, too."""
+        before = self._names
         names = {node.node_id: node.node_id for node in self._engine if node.node_id in self._nodes}
         taken = set(names.values())
-        for registered in self._nodes.values():
-            if registered.node_id in taken:
+        for registered in sorted(self._nodes.values(), key=lambda each: each.joined):
+            if registered.node_id in taken or (registered.joined and registered.leaving):
                 continue
             for node in self._engine:
-                if node.node_ip == registered.node_ip and node.node_id not in names:
+                if node.node_ip != registered.node_ip or node.node_id in names:
+                    continue
+                # A machine may have several nodes: what was beside one that is gone has not taken its place.
+                comes = node.node_id not in known or before.get(node.node_id) == registered.node_id
+                if comes or not registered.joined:
                     names[node.node_id] = registered.node_id
                     break
         self._names = names

@@ -160,14 +160,14 @@ async def test_what_waits_in_the_engine_is_taken_back(
 
 
 async def test_calls_are_counted_where_they_run(cluster: Cluster, tmp_path: Path) -> None:
-    """One that waits counts on an excluded node where it may begin; one that comes later cannot begin there."""
+    """One that waits counts on an excluded node where it may begin: not one that is too large, or comes later."""
     bench = Bench(new_routing((tmp_path / "values").as_uri()))
     worker = cluster.add_node(num_cpus=4)
     await bench.start()
 
-    def calling(n: int) -> asyncio.Future[CallResult]:
+    def calling(n: int, cpu: float = 3) -> asyncio.Future[CallResult]:
         call = bench.call(held, {"n": n, "folder": str(tmp_path)})
-        needs = replace(call.definition, resources=Resources(cpu=3))
+        needs = replace(call.definition, resources=Resources(cpu=cpu))
         return asyncio.ensure_future(bench.dispatcher.call(replace(call, definition=needs)))
 
     async def until(found: dict[str, int]) -> None:
@@ -179,7 +179,8 @@ async def test_calls_are_counted_where_they_run(cluster: Cluster, tmp_path: Path
     calls = [calling(0)]
     await until({here: 1})
     calls.append(calling(1))
-    # Long enough for it to get where it is to wait.
+    too_large = calling(3, cpu=5)
+    # Long enough for them to get where they are to wait.
     await bench.succeed(lambda p: {}, "probe")
     await until({here: 1})
     bench.dispatcher.exclude(frozenset({here}))
@@ -192,7 +193,8 @@ async def test_calls_are_counted_where_they_run(cluster: Cluster, tmp_path: Path
     assert begun(tmp_path) == ["began-0", "began-1"]
     await until({})
     late.cancel()
-    await asyncio.wait([late])
+    too_large.cancel()
+    await asyncio.wait([late, too_large])
     await bench.dispatcher.close()
     cluster.remove_node(worker)
 

@@ -181,11 +181,22 @@ def test_a_service_that_is_away_is_waited_for_but_not_at_first(
         *[(500, {"detail": "broken"})] * 2,
         (200, {"workers": []}),
     ]
-    fake.answers["POST /disconnect_worker"] = (500, {"detail": "broken"})
+    # It gives work until it is told, and what came in between is waited for.
+    fake.answers["POST /disconnect_worker"] = [*[(500, {"detail": "broken"})] * 2, (200, {})]
     assert work(fake, Script(2)) == 0
+    assert fake.answers["POST /disconnect_worker"] == []
     words = capsys.readouterr().err
+    assert words.count("could not be told") == 1
     assert words.count("the service does not answer") == 1
     assert "the service could not be told" in words
+
+
+def test_a_service_that_does_not_have_it_need_not_be_told(node: type[Node]) -> None:
+    """Somebody has taken it off the list."""
+    fake = service()
+    fake.answers["POST /disconnect_worker"] = (404, {"detail": "no such worker"})
+    assert work(fake, Script(2)) == 0
+    assert len(fake.bodies("/disconnect_worker")) == 1
 
 
 def test_gpus_are_told_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from lattice.errors import StoreUnavailableError, WorkerNotFoundError
 from lattice.ids import NodeId, TaskId
 from lattice.orchestrator import Retention
 from lattice.ports.execution import EngineNode
+from lattice.ports.store import Write
 from lattice.store.memory import MemoryStore
 from lattice.testing.fakes import CountedIds, FakeClock, HeldDispatcher
 from tests.unit.orchestrator.world import World, make, upload
@@ -183,3 +184,63 @@ async def test_a_crash_before_it_is_written_forgets_it_again(
     await tidy(world)
     assert await listed(world) == {}
     assert stored(world) == set()
+
+
+BESIDE = EngineNode(NodeId("beside"), HEAD.node_ip, 4, 0, 8192)
+
+
+async def test_a_worker_that_goes_does_not_take_what_was_beside_it(world: World) -> None:
+    """A machine may have several nodes, such as the head and a worker: the head goes on getting work."""
+    for leaving in (True, False):
+        world.dispatcher.engine[:] = [HEAD, NODE, BESIDE]
+        await world.orchestrator.connect_worker(BESIDE.node_id, BESIDE.node_ip, {})
+        await world.orchestrator.disconnect_worker(BESIDE.node_id, leaving=leaving)
+        assert world.dispatcher.excluded == {BESIDE.node_id}
+        world.dispatcher.engine[:] = [HEAD, NODE]
+        await tidy(world)
+        found = {each["node_id"]: each for each in await world.orchestrator.workers()}
+        assert found["head"]["status"] == "unregistered"
+        assert HEAD.node_id not in world.dispatcher.excluded
+        assert (BESIDE.node_id in found) is not leaving
+
+
+async def test_the_next_worker_of_a_machine_takes_the_place_of_the_one_that_is_lost(
+    world: World,
+) -> None:
+    """Also where the head is on that machine."""
+    for node_id in ("first", "second"):
+        node = EngineNode(NodeId(node_id), HEAD.node_ip, 4, 0, 8192)
+        world.dispatcher.engine[:] = [HEAD, NODE, node]
+        await world.orchestrator.connect_worker(node.node_id, node.node_ip, {})
+        world.dispatcher.engine[:] = [HEAD, NODE]
+        await tidy(world)
+    assert await listed(world) == {"node": "active", "second": "lost"}
+
+
+async def test_a_leave_is_not_taken_back_by_a_disconnect(world: World) -> None:
+    """It says less than what was said before."""
+    await world.orchestrator.disconnect_worker(NODE.node_id, leaving=True)
+    await world.orchestrator.disconnect_worker(NODE.node_id)
+    lose(world)
+    await tidy(world)
+    assert await listed(world) == {}
+
+
+async def test_an_engine_that_is_away_hinders_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While there is more to remove, the engine is not asked."""
+
+    async def away(_: float | None) -> list[Write]:
+        raise RuntimeError("the engine is away")
+
+    housekeeping = world.orchestrator._parts.housekeeping
+    monkeypatch.setattr(housekeeping, "_forget_nodes", away)
+    with pytest.raises(RuntimeError):
+        await housekeeping.tidy()
+
+    async def more() -> bool:
+        return True
+
+    monkeypatch.setattr(housekeeping, "_expire_replies", more)
+    assert await housekeeping.tidy()
