@@ -14,6 +14,7 @@ import inspect
 import logging
 import os
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ from lattice.execution.attempt import Large
 from lattice.execution.code import CodeLoadError, Function
 from lattice.execution.failures import describe
 from lattice.execution.ray_worker import announce, teller
-from lattice.execution.secrets import SecretValues
+from lattice.execution.secrets import SecretValues, masked
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import NodeId
 from lattice.observability.logs import LogFormat
@@ -156,7 +157,8 @@ class TaskReplica:
             max_concurrent_batches=task.batch.max_concurrent_batches + 1,
         )(run_batch)
         # In the thread that will call it, as some libraries tie what they load to a thread.
-        self._code = LoadedCode(self._open, self._in_thread)
+        self._waiting: set[_Watch] = set()
+        self._code = LoadedCode(task.code.name, self._open, self._in_thread)
         if not task.has_secrets:
             await self._load()
 
@@ -241,21 +243,41 @@ class TaskReplica:
         self._gate.begin()
         for item in items:
             item.begun = True
+        watch = _Watch(self._loop, items, self._task.grace, self._nobody_wants_the_code)
+        self._waiting.add(watch)
+        watch.begin()
         try:
             async with self._code.in_use(
                 max(item.assignment.submitted for item in items)
             ) as loaded:
-                await self._in_thread(lambda: self._work(items, loaded))
+                self._waiting.discard(watch)
+                await self._in_thread(lambda: self._work(items, loaded, watch))
         except CodeLoadError as error:
             self._refuse(items, error.info, lost=False)
         except UnavailableError as error:
             self._refuse(items, error.error, lost=error.lost)
+        except Exception as error:  # nobody may wait for ever
+            self._refuse(items, self._defect(error), lost=False)
         finally:
+            self._waiting.discard(watch)
+            watch.close()
             self._gate.end()
         return [None] * len(items)
 
+    def _nobody_wants_the_code(self) -> bool:
+        """It is being loaded, for batches alone of which nobody wants a result any more."""
+        return self._code.is_loading and all(watch.is_abandoned for watch in self._waiting)
+
+    def _defect(self, error: Exception) -> ErrorInfo:
+        """What is told of a defect of ours."""
+        _logger.error(
+            "a batch could not be run\n%s", masked(traceback.format_exc(), self._code.values)
+        )
+        return self._code.masked(describe(error, self._task.code.name))
+
     def _refuse(self, items: list[_Item], info: ErrorInfo, *, lost: bool) -> None:
         """None of a batch can run."""
+        info = self._code.masked(info)
         for item in items:
             placement = self._placement(item, time.time(), len(items))
             frame = _failure(item.assignment, info, placement, lost=lost)
@@ -274,7 +296,7 @@ class TaskReplica:
 
     # -- in a thread ---------------------------------------------------------------------------
 
-    def _work(self, cut: list[_Item], loaded: Loaded) -> None:
+    def _work(self, cut: list[_Item], loaded: Loaded, watch: _Watch) -> None:
         """Runs the calls of a batch that somebody still wants, and hands over how they ended."""
         items = [item for item in cut if not item.abandoned]
         if not items:
@@ -285,8 +307,7 @@ class TaskReplica:
             if item.assignment.timed:
                 # Its time-out must count even if the code never lets go of the interpreter.
                 announce(item.assignment, placement)
-        watch = _Watch(self._loop, items, placements, self._task.grace)
-        self._loop.call_soon_threadsafe(watch.begin)
+        self._loop.call_soon_threadsafe(watch.called, items, placements)
         told: list[tuple[bytes, LargeReference | None]]
         try:
             assignments = [item.assignment for item in items]
@@ -295,7 +316,7 @@ class TaskReplica:
             # What a batch prints is that of each of its calls, which therefore keep less of it.
             most = assignments[0].log_bytes
             log_bytes = min(most, max(most // len(items), _LEAST_LOG))
-            hidden = [*loaded.secrets.values()]
+            hidden = self._code.values
             with capture.recording(log_bytes, teller(assignments), hidden) as recorder:
                 ends = attempt.run_items_of(
                     loaded.function,
@@ -305,47 +326,67 @@ class TaskReplica:
                 )
             logs = wire.logs_before(recorder.kept())
             told = [(logs + frame, ray.put(large) if large else None) for frame, large in ends]
-        except Exception as error:  # a defect of ours; nobody may wait for ever
-            _logger.exception("a batch could not be run")
-            info = describe(error, self._task.code.name)
+        except Exception as error:  # nobody may wait for ever
+            info = self._defect(error)
             told = [
                 (_failure(item.assignment, info, placement, lost=False), None)
                 for item, placement in zip(items, placements, strict=True)
             ]
-        self._loop.call_soon_threadsafe(watch.end, told)
+        self._loop.call_soon_threadsafe(_tell, items, told)
+
+
+def _tell(items: list[_Item], told: list[tuple[bytes, LargeReference | None]]) -> None:
+    """Hands over how calls have ended; on the event loop."""
+    for item, (frame, large) in zip(items, told, strict=True):
+        item.outbox.ends.append((item.place, frame, large))
+        item.outbox.arrived.set()
 
 
 class _Watch:
-    """A running batch, on the event loop."""
+    """A batch that waits for its code, and then runs; on the event loop.
+
+    Args:
+        nobody_wants_the_code: whether what it waits for is loaded for nobody.
+    """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         items: list[_Item],
-        placements: list[Placement],
         grace: float,
+        nobody_wants_the_code: Callable[[], bool],
     ) -> None:
         self._loop = loop
         self._items = items
-        self._placements = placements
         self._grace = grace
+        self._nobody_wants_the_code = nobody_wants_the_code
+        self._is_called = False
         self._since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
-        """The code has been called."""
-        self._timer = self._loop.call_later(_ANNOUNCE, self._announce)
+    @property
+    def is_abandoned(self) -> bool:
+        """Nobody wants a result any more."""
+        return all(item.abandoned for item in self._items)
 
-    def end(self, told: list[tuple[bytes, LargeReference | None]]) -> None:
-        """It has returned."""
+    def begin(self) -> None:
+        """It is cut."""
+        self._timer = self._loop.call_later(self._grace / 2, self._look)
+
+    def called(self, items: list[_Item], placements: list[Placement]) -> None:
+        """The code has been called with these."""
+        self.close()
+        self._is_called = True
+        self._since = None
+        self._timer = self._loop.call_later(_ANNOUNCE, self._announce, items, placements)
+
+    def close(self) -> None:
+        """It has ended."""
         if self._timer is not None:
             self._timer.cancel()
-        for item, (frame, large) in zip(self._items, told, strict=True):
-            item.outbox.ends.append((item.place, frame, large))
-            item.outbox.arrived.set()
 
-    def _announce(self) -> None:
-        for item, placement in zip(self._items, self._placements, strict=True):
+    def _announce(self, items: list[_Item], placements: list[Placement]) -> None:
+        for item, placement in zip(items, placements, strict=True):
             assigned = item.assignment
             started = TaskStarted(assigned.task_id, assigned.attempt, placement)
             item.outbox.starts.append(wire.encode_start(wire.StartNote(assigned.run_id, started)))
@@ -355,7 +396,7 @@ class _Watch:
     def _look(self) -> None:
         """Threads cannot be interrupted: a batch that nobody wants and that does not end takes the process along."""
         now = self._loop.time()
-        if not all(item.abandoned for item in self._items):
+        if not self.is_abandoned or not (self._is_called or self._nobody_wants_the_code()):
             self._since = None
         elif self._since is None:
             self._since = now

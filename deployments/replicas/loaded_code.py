@@ -5,6 +5,9 @@ could find them, but come with each call. So the code is loaded, and its class c
 there. Code may keep what it found (`self.client = OpenAI()`), so with new values it is loaded anew. Around code that
 runs nothing changes: what runs with the old values ends first, and what comes meanwhile waits. A replica is of one
 definition, so all its calls ask for the same secrets of one tenant.
+
+What was let go of, or did not load, may have left threads and destructors that know the values before. So all that a
+replica has seen stays masked as long as it lives.
 """
 
 from __future__ import annotations
@@ -13,17 +16,23 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from lattice.execution import capture
+from lattice.execution.arguments import UnavailableError
 from lattice.execution.code import CodeLoadError, Function
-from lattice.execution.secrets import SecretValues, in_environment
+from lattice.execution.failures import describe
+from lattice.execution.secrets import SecretValues, hidden, in_environment, masked_error
 from lattice.workflow.events import ErrorInfo
 
+#: So many of the values before stay masked.
+_MOST_OLD = 100
+
 Result = TypeVar("Result")
-#: Loads code while secrets are in the environment, and lets go of it at the end. Raises CodeLoadError.
+#: Loads code while secrets are in the environment, and lets go of it at the end.
 Opener = Callable[[Mapping[str, str]], AbstractContextManager[Function]]
 
 
@@ -42,19 +51,36 @@ class Loaded:
     end: ExitStack
 
 
-class LoadedCode:
-    """Loaded once, and again when secrets have changed. Lives on one event loop."""
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """When code did not load, in seconds since the epoch, with which secrets, and why."""
 
-    def __init__(self, open_code: Opener, in_thread: InThread) -> None:
+    at: float
+    secrets: Mapping[str, str] = field(repr=False)
+    info: ErrorInfo
+
+
+class LoadedCode:
+    """Loaded once, and again when secrets have changed. Lives on one event loop.
+
+    Args:
+        name: the task's.
+    """
+
+    def __init__(self, name: str, open_code: Opener, in_thread: InThread) -> None:
+        self._name = name
         self._open = open_code
         self._in_thread = in_thread
         self._newest: Mapping[str, str] = {}
         self._read_at = 0.0
         self._loaded: Loaded | None = None
-        self._failed: tuple[Mapping[str, str], float, ErrorInfo] | None = None
+        self._failed: _Failed | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._users = 0
+        self._unused = asyncio.Event()
         self._around = ExitStack()
-        self._changed = asyncio.Condition()
+        #: The values of secrets that came, the newest last; all are masked in what this process prints.
+        self.values: tuple[str, ...] = ()
         #: When it was loaded, in seconds since the epoch.
         self.loaded_at = 0.0
 
@@ -62,8 +88,25 @@ class LoadedCode:
         """Takes values that came with a call, unless newer ones have come before."""
         if values.read_at > self._read_at:
             self._read_at = values.read_at
-            if values.by_name != self._newest:
-                self._newest = values.by_name
+            self._newest = values.by_name
+            self._hide(values.by_name.values())
+
+    def _hide(self, newest: Iterable[str]) -> None:
+        before = {*self.values}
+        last = dict.fromkeys(newest)
+        old = [value for value in self.values if value not in last]
+        self.values = (*old[-_MOST_OLD:], *last)
+        if {*self.values} != before:
+            capture.mask(self.values)
+
+    def masked(self, info: ErrorInfo) -> ErrorInfo:
+        """`info` without the values."""
+        return masked_error(info, self.values)
+
+    @property
+    def is_loading(self) -> bool:
+        """It is being loaded at this moment."""
+        return self._loading is not None
 
     @contextlib.asynccontextmanager
     async def in_use(self, asked: float) -> AsyncIterator[Loaded]:
@@ -73,55 +116,76 @@ class LoadedCode:
 
         Raises:
             CodeLoadError: it does not load, or did not when it was asked for.
+            UnavailableError: it cannot be had.
         """
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._users or self._is_newest)
-            try:
-                if not self._is_newest:
-                    await self._load(asked)
-            finally:
-                self._changed.notify_all()
-            loaded = self._loaded
-            assert loaded is not None
-            if not self._users:
-                self._around.enter_context(in_environment(loaded.secrets))
-            self._users += 1
+        loaded = await self._newest_loaded(asked)
+        if not self._users:
+            self._around.enter_context(in_environment(loaded.secrets))
+        self._users += 1
         try:
             yield loaded
         finally:
-            async with self._changed:
-                self._users -= 1
-                if not self._users:
-                    self._around.close()
-                    self._changed.notify_all()
+            # At once, as waiting could be cancelled.
+            self._users -= 1
+            if not self._users:
+                self._around.close()
+                self._unused.set()
 
-    @property
-    def _is_newest(self) -> bool:
-        return self._loaded is not None and self._loaded.secrets is self._newest
+    async def _newest_loaded(self, asked: float) -> Loaded:
+        while True:
+            if self._loading is not None:
+                await asyncio.wait([self._loading])
+            elif self._loaded is not None and self._loaded.secrets == self._newest:
+                return self._loaded
+            elif self._users:
+                self._unused.clear()
+                await self._unused.wait()
+            else:
+                failed, self._failed = self._failed, None
+                if failed is not None and failed.secrets == self._newest and asked < failed.at:
+                    # A constructor may take minutes to fail: not again for each that waits.
+                    self._failed = failed
+                    raise CodeLoadError(failed.info)
+                # A task of its own: a thread goes on when the one is cancelled who waits for it.
+                self._loading = asyncio.ensure_future(self._load(self._newest))
+                self._loading.add_done_callback(self._has_loaded)
+                await asyncio.shield(self._loading)
 
-    async def _load(self, asked: float) -> None:
-        secrets = self._newest
-        if self._failed is not None:
-            tried, at, info = self._failed
-            if tried is secrets and asked < at:
-                # A constructor may take minutes to fail: not again for each that waits.
-                raise CodeLoadError(info)
-            self._failed = None
-        old, self._loaded = self._loaded, None
-        if old is not None:
-            await self._in_thread(old.end.close)
-            # What it occupied, such as the memory of a GPU, must be free before it is constructed again.
-            del old
-            gc.collect()
+    def _has_loaded(self, loading: asyncio.Task[None]) -> None:
+        self._loading = None
+        if not loading.cancelled():
+            loading.exception()  # which nobody may wait for any more
+
+    async def _load(self, secrets: Mapping[str, str]) -> None:
+        left = [self._loaded]
+        self._loaded = None
 
         def load() -> Loaded:
+            # What the old code occupied, such as the memory of a GPU, must be free before it is constructed again.
+            if (old := left.pop()) is not None:
+                old.end.close()
+                del old
+                gc.collect()
             with ExitStack() as stack:
                 function = stack.enter_context(self._open(secrets))
                 return Loaded(function, secrets, stack.pop_all())
 
+        def load_or_say_why() -> Loaded:
+            with hidden(self.values):
+                try:
+                    return load()
+                except UnavailableError as error:
+                    info = self.masked(error.error)
+                    raise UnavailableError(info, lost=error.lost) from None
+                except CodeLoadError as error:
+                    raise CodeLoadError(self.masked(error.info)) from None
+                except BaseException as error:
+                    # Also those that end an event loop which they get into.
+                    raise CodeLoadError(self.masked(describe(error, self._name))) from None
+
         try:
-            self._loaded = await self._in_thread(load)
+            self._loaded = await self._in_thread(load_or_say_why)
         except CodeLoadError as error:
-            self._failed = secrets, time.time(), error.info
+            self._failed = _Failed(time.time(), secrets, error.info)
             raise
         self.loaded_at = time.time()

@@ -91,10 +91,11 @@ def _found(argument: Argument, read: Callable[[], Loaded]) -> Loaded:
     try:
         return read()
     except FileNotFoundError as error:
-        message = f"the value of {_named(argument)} is not in the storage: {error}"
+        message = f"the value of {_named(argument)} is not in the storage: {message_of(error)}"
         raise UnavailableError(ErrorInfo("FileNotFoundError", message), lost=False) from error
     except OSError as error:
-        message = f"the value of {_named(argument)} could not be read from the storage: {error}"
+        said = message_of(error)
+        message = f"the value of {_named(argument)} could not be read from the storage: {said}"
         raise UnavailableError(ErrorInfo(type_name(type(error)), message), lost=True) from error
 
 

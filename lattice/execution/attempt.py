@@ -27,7 +27,7 @@ from lattice.execution.code import CodeLoadError, Function, load, loaded_apart
 from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
 from lattice.execution.sandbox.request import Request
-from lattice.execution.secrets import hidden, in_environment, masked_error
+from lattice.execution.secrets import in_environment, masked_error
 from lattice.execution.storage import location_of
 from lattice.ports.execution import Argument
 from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskSucceeded, Value
@@ -106,20 +106,13 @@ def function_with(
 ) -> Iterator[Function]:
     """The same where there are secrets: loaded while they are in the environment, and let go of at the end.
 
-    Inside, they are masked in what is printed.
-
     Raises:
         CodeLoadError: as `open_function`; UnavailableError: the code cannot be had.
     """
-    values = [*secrets.values()]
     with contextlib.ExitStack() as until_end:
-        until_end.enter_context(capture.masking(values))
-        try:
-            with _clean_process(has_gpu), in_environment(secrets), hidden(values):
-                fetch = functools.partial(arguments.fetch, fetch_code)
-                function = until_end.enter_context(loaded_apart(code, fetch))
-        except CodeLoadError as error:
-            raise CodeLoadError(masked_error(error.info, values)) from None
+        with _clean_process(has_gpu), in_environment(secrets):
+            fetch = functools.partial(arguments.fetch, fetch_code)
+            function = until_end.enter_context(loaded_apart(code, fetch))
         yield function
 
 
@@ -315,6 +308,7 @@ def _failed(assignment: Assignment, error: ErrorInfo, placement: Placement) -> b
 
 
 def _lost(assignment: Assignment, error: ErrorInfo) -> bytes:
+    error = masked_error(error, assignment.secrets.values())
     return wire.encode_end(TaskLost(assignment.task_id, assignment.attempt, time.time(), error))
 
 

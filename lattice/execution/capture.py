@@ -370,17 +370,15 @@ def recording(
         _current.reset(token)
 
 
-@contextlib.contextmanager
-def masking(hidden: Sequence[str]) -> Iterator[None]:
-    """Inside, `hidden` is masked also in what threads print that outlive what started them. Nothing is recorded."""
+def mask(hidden: Sequence[str]) -> None:
+    """Masks `hidden`, in place of what was given before, also where nothing is recorded, as long as this process lives.
+
+    So in what threads print that outlive what started them, and destructors.
+    """
     global _standing
     _install()
     before, _standing = _standing, Recorder(0, lambda entries: None, hidden)
-    try:
-        yield
-    finally:
-        _standing.end()
-        _standing = before
+    before.end()
 
 
 def take(stream: str, text: str) -> None:

@@ -249,3 +249,38 @@ class Model:
             await asyncio.sleep(0.05)
     assert (await bench.succeed(code, secrets=("KEY",), **SMALL)).result == {"out": 1}
     assert mark.read_text() == str(len(SECRET))
+
+
+async def test_whatever_a_constructor_raises_fails_the_call(bench: Bench) -> None:
+    """And the same replica goes on."""
+    code = """
+import os
+class Model:
+    def __init__(self): raise KeyboardInterrupt(f"{os.getpid()} {os.environ['KEY']}")
+    def __call__(self, params): pass
+"""
+    errors = [(await bench.fail(code, f"t{n}", secrets=("KEY",), **SMALL)).error for n in range(2)]
+    assert {each.type for each in errors} == {"KeyboardInterrupt"}
+    assert all(each.message.endswith(" ***") for each in errors)
+    assert errors[0].message == errors[1].message
+
+
+async def test_a_constructor_that_hangs_ends_with_its_calls(bench: Bench, tmp_path: Path) -> None:
+    """Its replica with it, as the thread cannot be interrupted, and the next call gets another."""
+    mark = tmp_path / "hung"
+    code = f"""
+import os, time
+class Model:
+    def __init__(self):
+        if not os.path.exists({str(mark)!r}):
+            open({str(mark)!r}, "w").close()
+            time.sleep(1000)
+    def __call__(self, params): return {{"out": 1}}
+"""
+    job = bench.job(code, "hangs", secrets=("KEY",), **SMALL)
+    bench.dispatcher.submit(job)
+    async with asyncio.timeout(LONG):
+        while not mark.exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
+    assert (await bench.succeed(code, "next", secrets=("KEY",), **SMALL)).result == {"out": 1}

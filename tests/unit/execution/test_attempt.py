@@ -22,7 +22,7 @@ from lattice.errors import UserCodeError
 from lattice.execution import attempt, pickling, spans, wire
 from lattice.execution.assignment import Assignment
 from lattice.execution.attempt import Large
-from lattice.execution.code import CodeLoadError
+from lattice.execution.secrets import hidden, in_environment
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import Digest, NodeId, RunId, TaskId
 from lattice.ports.execution import Argument, CallResult
@@ -316,22 +316,29 @@ def work(p):
     assert "K" not in os.environ
 
 
-def test_a_constructor_tells_no_part_of_a_secret() -> None:
-    """Also where its words are cut."""
-    value = "mine-" + "0123456789" * 5
-    for before in range(2028 - len(value), 2028, 7):
-        words = f"{before} * 'x' + os.environ['K'] + 4000 * 'x'"
-        source = f"import os\nclass work:\n    def __init__(self): raise OSError({words})\n"
-        code, data = pickled(source)
-        with (
-            pytest.raises(CodeLoadError) as failed,
-            attempt.function_with(code, lambda data=data: data, {"K": value}, has_gpu=False),
-        ):
-            pass
-        told = f"{failed.value.info.message} {failed.value.info.traceback}"
-        assert value[:8] not in told
-        assert value[-8:] not in told
-    assert "K" not in os.environ
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_loses_an_attempt_tells_no_secret(worker: Worker, alone: bool) -> None:
+    """What rebuilding an argument raises, as a connection that is refused; nor one that was hidden before."""
+
+    class Refused:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return exec, (
+                "import os; raise ConnectionError('by ' + os.environ['K'] + ' old 1234')",
+            )
+
+    data = cloudpickle.dumps(Refused())
+    argument = from_task("a", Value(len(data), inline=data))
+    secrets = {"K": "mine 1234"}
+    with hidden(["old 1234"]):
+        if alone:
+            end, _ = worker.run(lambda p: {}, (argument,), secrets=secrets)
+        else:
+            assignment = worker.assignment(lambda p: {}, (argument,), secrets=secrets)
+            with in_environment(secrets):
+                ((frame, _),) = attempt.run_items_of(lambda p: {}, [assignment], [[]], [PLACEMENT])
+            end = wire.decode_end(frame)
+    assert isinstance(end, TaskLost)
+    assert end.error.message.endswith("could not be read from the storage: by *** ***")
 
 
 def test_a_batch_tells_no_secret(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from types import FrameType
 
 import pytest
 
-from lattice.execution.capture import masking, recording
+from lattice.execution.capture import mask, recording
 from lattice.execution.failures import MAX_MESSAGE, MAX_TRACEBACK, describe
 from lattice.execution.secrets import Masking, hidden, hide, in_environment, masked, masked_error
 
@@ -63,12 +63,15 @@ def test_what_is_printed_while_nothing_is_recorded_is_masked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """By threads that outlive what started them."""
-    with masking([SECRET]):
+    mask([SECRET])
+    try:
         thread = threading.Thread(target=print, args=(f"<{SECRET}>",))
         thread.start()
         thread.join()
         with recording(1000, lambda entries: None, [SECRET]) as recorder:
             print(f"({SECRET})")
+    finally:
+        mask(())
     assert capsys.readouterr().out == "<***>\n(***)\n"
     assert [entry.text for entry in recorder.kept()] == ["(***)\n"]
     print(SECRET)
