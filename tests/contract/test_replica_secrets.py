@@ -273,14 +273,16 @@ import os, time
 class Model:
     def __init__(self):
         if not os.path.exists({str(mark)!r}):
-            open({str(mark)!r}, "w").close()
+            with open({str(mark)!r}, "w") as file: file.write(str(os.getpid()))
             time.sleep(1000)
     def __call__(self, params): return {{"out": 1}}
 """
     job = bench.job(code, "hangs", secrets=("KEY",), **SMALL)
     bench.dispatcher.submit(job)
     async with asyncio.timeout(LONG):
-        while not mark.exists():  # noqa: ASYNC110
+        while not mark.exists() or not mark.read_text():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-    bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
+        bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
+        while psutil.pid_exists(int(mark.read_text())):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     assert (await bench.succeed(code, "next", secrets=("KEY",), **SMALL)).result == {"out": 1}

@@ -294,7 +294,7 @@ class work:
     @staticmethod
     def goes_on(key):
         threading.go_on.wait(60)
-        sys.stdout.write(f"in a thread {key}\n")
+        sys.stdout.write(f"in a thread {key}\\n")
         threading.said.release()
     def __call__(self): pass
     def __del__(self):
