@@ -17,9 +17,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-
 from deployments.replicas import identity, serving
 from deployments.replicas.application import Application
 from deployments.replicas.code_files import CodeFiles
@@ -36,7 +33,7 @@ from lattice.execution.storage import FsspecStorage
 from lattice.ids import Digest
 from lattice.observability.logs import LogFormat
 from lattice.ports.execution import Definition
-from lattice.ports.secrets import NoSecrets, SecretError, Secrets
+from lattice.ports.secrets import NoSecrets, Secrets
 from lattice.workflow.events import ErrorInfo
 
 #: Seconds between looks while work waits for a replica; while all that is wanted runs; while nothing is.
@@ -204,7 +201,8 @@ class Fleet:
                 pass
             application.to_warm = False
             application.warming = None
-        except (RayError, RayServeException, SecretError) as error:
+        except Exception as error:
+            # The call, or the secrets for it, cannot be had; whatever it is, nothing would ask again.
             application.warming = None
             info = wire.find_error(str(error))
             self._cool(application, f"{info.type}: {info.message}" if info else str(error))

@@ -39,14 +39,23 @@ class SecretFolder:
         """Whether there is a file of that name."""
         tenant, _, name = key.rpartition("/")
         is_inside = "/" not in tenant and tenant not in (".", "..") and "\0" not in tenant
-        return is_secret_name(name) and is_inside and (self._folder / key).is_file()
+        try:
+            return is_secret_name(name) and is_inside and (self._folder / key).is_file()
+        except OSError:  # a folder that may not be entered, a name that is too long
+            return False
 
     def value(self, key: str) -> str:
         """What is in the file. Raises SecretError."""
         if not self.has(key):
             raise SecretNotFoundError(key)
         try:
-            data = (self._folder / key).read_bytes()
+            with (self._folder / key).open("rb") as file:
+                data = file.read(_MAX_SIZE + 1)
+            if len(data) > _MAX_SIZE or b"\0" in data:
+                raise SecretError(
+                    f"the file of the secret {key!r} has more than {_MAX_SIZE} bytes, or a zero byte; text of at most "
+                    f"{_MAX_SIZE} bytes is allowed"
+                )
             text = data.decode().rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             # Not as its cause, which may hold the value.
@@ -54,10 +63,10 @@ class SecretFolder:
             raise SecretError(
                 f"the file of the secret {key!r} cannot be read as text ({reason})"
             ) from None
-        if len(data) > _MAX_SIZE or b"\0" in data:
+        if not text:
+            # So is a file that is just being written.
             raise SecretError(
-                f"the file of the secret {key!r} has {len(data)} bytes or a zero byte; text of at most "
-                f"{_MAX_SIZE} bytes is allowed"
+                f"the file of the secret {key!r} is empty; put a new value into another file, and rename that to it"
             )
         return text
 

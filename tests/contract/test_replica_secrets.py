@@ -286,3 +286,59 @@ class Model:
         while psutil.pid_exists(int(mark.read_text())):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert (await bench.succeed(code, "next", secrets=("KEY",), **SMALL)).result == {"out": 1}
+
+
+async def test_a_value_before_is_told_by_nothing(bench: Bench, secrets: Path) -> None:
+    """Not by what the old code has left running, nor by what cannot be read as an argument."""
+    code = """
+import os, threading, time
+class Model:
+    def __init__(self):
+        threading.Thread(target=self.goes_on, args=(os.environ["KEY"],), daemon=True).start()
+    @staticmethod
+    def goes_on(key):
+        while True:
+            os.OLD = getattr(os, "OLD", key)
+            print(f"<{key}>", end=" ")
+            time.sleep(0.01)
+    def __call__(self, params):
+        if params["x"]:
+            time.sleep(0.3)
+            raise ValueError(f"old {os.OLD}")
+        return {}
+"""
+    needs = {"secrets": ("KEY",), **SMALL}
+    await bench.succeed(code, "t1", (given("x", 0),), **needs)
+    (secrets / "KEY").write_text("another one")
+    job = bench.job(code, "t2", (given("x", 1),), **needs)
+    bench.dispatcher.submit(job)
+    printed = "".join(entry.text for entry in await bench.printed(job))
+    end: Any = await bench.end(job)
+    assert end.error.message == "old ***"
+    assert "<***>" in printed
+    assert SECRET[:8] not in str(bench.reports)
+
+
+async def test_secrets_that_cannot_be_had_do_not_end_warming_up(
+    engine_folder: Path, tmp_path: Path
+) -> None:
+    """Whatever asking for them raises: the next time they are asked for again."""
+    asked = 0
+
+    class Broken:
+        def has(self, key: str) -> bool:
+            return True
+
+        def value(self, key: str) -> str:
+            nonlocal asked
+            asked += 1
+            raise RuntimeError("broken")
+
+    bench = Bench(new_routing((tmp_path / "values").as_uri(), secrets=Broken()))
+    await bench.start()
+    definition = bench.definition(FUNCTION, secrets=("KEY",), **BATCHED)
+    async with asyncio.timeout(LONG):
+        while asked < 2:
+            bench.dispatcher.prepare(definition)
+            await asyncio.sleep(0.05)
+    await bench.dispatcher.close()
