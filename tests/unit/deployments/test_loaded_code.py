@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -68,8 +68,8 @@ def code() -> Story:
 
 @pytest.fixture
 def source() -> Iterator[Callable[[str], LoadedCode]]:
-    """Makes loaded code of source, as a replica has it."""
-    with ThreadPoolExecutor(1) as threads:
+    """Makes loaded code of source, as a replica has it; it is let go of at the end."""
+    with ThreadPoolExecutor(1) as threads, ExitStack() as until_end:
 
         async def in_thread(work: Callable[[], Any]) -> Any:
             return await asyncio.get_running_loop().run_in_executor(threads, work)
@@ -78,8 +78,16 @@ def source() -> Iterator[Callable[[str], LoadedCode]]:
             data = text.encode()
             code = Code(Digest(hashlib.sha256(data).hexdigest()), CodeForm.SOURCE, "work")
 
-            def open_code(secrets: Mapping[str, str]) -> AbstractContextManager[Function]:
-                return attempt.function_with(code, lambda: data, secrets, has_gpu=False)
+            @contextmanager
+            def open_code(secrets: Mapping[str, str]) -> Iterator[Function]:
+                with ExitStack() as stack:
+                    open_function = attempt.function_with(
+                        code, lambda: data, secrets, has_gpu=False
+                    )
+                    function = stack.enter_context(open_function)
+                    # By the replica with the next values, else here.
+                    until_end.callback(stack.close)
+                    yield function
 
             return LoadedCode("work", open_code, in_thread)
 
