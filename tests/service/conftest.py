@@ -12,7 +12,7 @@ from tests.running import Service, running_service
 from tests.service.rest import Rest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the one secret `API_KEY`."""
     folder = tmp_path_factory.mktemp("secrets")
@@ -20,7 +20,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(secrets: Path) -> Iterator[Service]:
     """The real service, started as a user starts it."""
     with running_service(

@@ -1,0 +1,1 @@
+"""The real service under hostile requests."""
