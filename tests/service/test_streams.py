@@ -174,7 +174,7 @@ def test_a_stream_with_nothing_to_tell(rest: Rest) -> None:
 
     with ThreadPoolExecutor(20) as pool:
         # A service that is busy opens the stream before it knows that there is nothing.
-        assert {(204, "")} <= {*pool.map(one, range(400))} <= {(204, ""), (200, "")}
+        assert {*pool.map(one, range(400))} <= {(204, ""), (200, "")}
     assert rest.messages(workflow_id, run_id, after=seen) == []
 
 
