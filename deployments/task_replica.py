@@ -156,8 +156,8 @@ class TaskReplica:
             batch_wait_timeout_s=task.batch.batch_timeout,
             max_concurrent_batches=task.batch.max_concurrent_batches + 1,
         )(run_batch)
-        # In the thread that will call it, as some libraries tie what they load to a thread.
         self._waiting: set[_Watch] = set()
+        # In the thread that will call it, as some libraries tie what they load to a thread.
         self._code = LoadedCode(task.code.name, self._open, self._in_thread)
         if not task.has_secrets:
             await self._load()

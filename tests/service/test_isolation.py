@@ -48,28 +48,24 @@ def task(p):
     assert bomb["data"]["error"]["type"] == "BlockingIOError"
 
 
-def test_a_sandbox_of_replicas_and_langgraph_nodes_is_refused(rest: Rest) -> None:
-    """Where there is none, nothing runs as if there were."""
+def refused_save(rest: Rest, **fields: object) -> tuple[int, str]:
+    """The status and the reason with which a task of these fields is refused."""
     workflow_id = rest.workflow()
     task_id = rest.task(workflow_id, "task", "def task(p):\n    return {'out': 1}\n")
-    status, detail = rest.refused(
-        "/save_task",
-        {
-            "workflow_id": workflow_id,
-            "task_id": task_id,
-            "task_input": inputs(),
-            "task_output": outputs("out"),
-            "batch_config": {"batch_size": 2},
-            "sandbox": True,
-        },
-    )
+    whole = {"workflow_id": workflow_id, "task_id": task_id, "task_input": inputs()}
+    return rest.refused("/save_task", whole | {"task_output": outputs("out")} | fields)
+
+
+def test_a_sandbox_of_replicas_and_langgraph_nodes_is_refused(rest: Rest) -> None:
+    """Where there is none, nothing runs as if there were."""
+    status, detail = refused_save(rest, batch_config={"batch_size": 2}, sandbox=True)
     assert status == 400
     assert detail.startswith("sandbox: ")
     assert "replicas" in detail
     status, detail = rest.refused(
         "/add_langgraph_task",
         {
-            "workflow_id": workflow_id,
+            "workflow_id": rest.workflow(),
             "task_type": "langgraph",
             "task_name": "node",
             "code_ser": pickled(len),
@@ -115,18 +111,7 @@ def test_secrets_are_used_and_told_nowhere(rest: Rest, service: Service, secrets
 
 def test_secrets_that_nobody_has_are_refused(rest: Rest) -> None:
     """When a task is saved, with the name."""
-    workflow_id = rest.workflow()
-    task_id = rest.task(workflow_id, "task", "def task(p):\n    return {'out': 1}\n")
-    status, detail = rest.refused(
-        "/save_task",
-        {
-            "workflow_id": workflow_id,
-            "task_id": task_id,
-            "task_input": inputs(),
-            "task_output": outputs("out"),
-            "secrets": ["NO_SUCH"],
-        },
-    )
+    status, detail = refused_save(rest, secrets=["NO_SUCH"])
     assert status == 400
     assert "NO_SUCH" in detail
     assert "secrets_dir" in detail
