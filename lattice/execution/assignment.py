@@ -18,7 +18,7 @@ class Assignment:
 
     Attributes:
         upstream: for each argument, which of the large outputs that come along holds it, or None.
-        timed: the start is reported before the code runs, however short it is.
+        timeout: in seconds, or None. With one, the start is reported before the code runs, however short it is.
         has_gpu: GPUs were asked for.
         mailbox: name of the actor that wants to know when a long attempt begins.
         submitted: when the dispatcher took it, in seconds since the epoch.
@@ -41,7 +41,7 @@ class Assignment:
     upstream: tuple[int | None, ...]
     output_keys: tuple[str, ...]
     batched: bool
-    timed: bool
+    timeout: float | None
     has_gpu: bool
     storage_url: str
     inline_value_bytes: int
@@ -82,7 +82,7 @@ class Assignment:
             upstream=upstream,
             output_keys=job.output_keys,
             batched=definition.batch.enabled,
-            timed=job.timed,
+            timeout=job.timeout,
             has_gpu=definition.gpus > 0,
             storage_url=storage_url,
             inline_value_bytes=inline_value_bytes,

@@ -146,7 +146,7 @@ class Fusing:
         job = taken.job
         definition = job.definition
         apart = definition.sandbox is not None or definition.secrets or definition.batch.enabled
-        if taken.alone or apart or job.timed or job.attempt > 1:
+        if taken.alone or apart or job.timeout is not None or job.attempt > 1:
             return math.inf
         seconds = self._durations.expected(definition.code)
         return seconds if seconds <= _SHORT else math.inf

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -30,6 +32,10 @@ from lattice.workflow.task import Code
 
 #: The Ray namespace of mailbox actors.
 NAMESPACE = "lattice"
+
+#: Seconds after the time-out of an attempt at which its process ends by itself: late enough for a cancel, then a forced
+#: one, to have ended it.
+_LATE = 10.0
 
 _announcer = Announcer()
 
@@ -59,8 +65,13 @@ def _run_attempt(
     assigned: Assignment, fusion: Fusion, code: CodeSource, upstream: Sequence[Large | None]
 ) -> tuple[bytes, Large | None]:
     placement = _placement()
-    if assigned.timed:
-        # Code that never lets go of the interpreter would keep the announcer's thread from telling.
+    if assigned.timeout is not None:
+        # Code that never lets go of the interpreter would keep the announcer's thread from telling, and Ray from
+        # ending the process: the first cancel waits for the interpreter, and the forced one behind it. This thread
+        # is C's.
+        faulthandler.dump_traceback_later(
+            assigned.timeout + _LATE, exit=True, file=sys.__stderr__ or sys.stderr
+        )
         announce(assigned, placement)
     else:
         _announcer.begin(functools.partial(_takes_long, assigned, placement, fusion))
@@ -70,6 +81,8 @@ def _run_attempt(
             frame, large = attempt.run_attempt(assigned, _fetch(code), upstream, placement)
         return wire.logs_before(recorder.kept()) + frame, large
     finally:
+        if assigned.timeout is not None:
+            faulthandler.cancel_dump_traceback_later()
         _announcer.end()
 
 

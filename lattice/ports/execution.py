@@ -71,7 +71,8 @@ class Job:
     """One attempt of a task.
 
     Attributes:
-        timed: there is a time-out, which begins with the report of the start: it must come first.
+        timeout: the time-out, in seconds, or None. It begins with the report of the start, which must come first, and
+            whoever submits the job cancels it then.
         trace: the trace context of what happens in it; None if it is not traced.
         after: of a job that is told ahead of its time, the tasks upstream that have not succeeded yet. Arguments that
             come from them have no value yet.
@@ -84,7 +85,7 @@ class Job:
     definition: Definition
     arguments: tuple[Argument, ...]
     output_keys: tuple[str, ...]
-    timed: bool
+    timeout: float | None
     trace: str | None = None
     after: tuple[TaskId, ...] = ()
 

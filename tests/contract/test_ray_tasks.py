@@ -160,7 +160,7 @@ async def test_what_tasks_wait_for_is_told(bench: Bench, tmp_path: Path) -> None
         while not gate.exists():
             time.sleep(0.02)
 
-    holding = [bench.job(hold, f"hold{number}", timed=True) for number in range(2)]
+    holding = [bench.job(hold, f"hold{number}", timeout=600.0) for number in range(2)]
     for job in holding:
         bench.dispatcher.submit(job)
     for job in holding:

@@ -39,7 +39,7 @@ def assigned(name: str, *after: str) -> Assignment:
         upstream=(None,) * len(after),
         output_keys=("y",),
         batched=False,
-        timed=False,
+        timeout=None,
         has_gpu=False,
         storage_url="memory://",
         inline_value_bytes=1,
