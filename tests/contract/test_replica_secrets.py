@@ -14,6 +14,7 @@ from ray import serve
 
 from lattice.execution.secrets import SecretFolder
 from lattice.ports.execution import Definition
+from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import LONG, Bench, given
 from tests.contract.replicas import new_routing, running_engine
@@ -277,7 +278,9 @@ class Model:
             time.sleep(1000)
     def __call__(self, params): return {{"out": 1}}
 """
-    job = bench.job(code, "hangs", secrets=("KEY",), **SMALL)
+    # One that stays: Serve ends others by and by.
+    needs = {"secrets": ("KEY",), "scaling": Scaling(min_replicas=1), **SMALL}
+    job = bench.job(code, "hangs", **needs)
     bench.dispatcher.submit(job)
     async with asyncio.timeout(LONG):
         while not mark.exists() or not mark.read_text():  # noqa: ASYNC110
@@ -285,7 +288,7 @@ class Model:
         bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
         while psutil.pid_exists(int(mark.read_text())):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-    assert (await bench.succeed(code, "next", secrets=("KEY",), **SMALL)).result == {"out": 1}
+    assert (await bench.succeed(code, "next", **needs)).result == {"out": 1}
 
 
 async def test_a_value_before_is_told_by_nothing(bench: Bench, secrets: Path) -> None:
