@@ -304,7 +304,7 @@ class TaskReplica:
         at = time.time()
         placements = [self._placement(item, at, len(items)) for item in items]
         for item, placement in zip(items, placements, strict=True):
-            if item.assignment.timeout is not None:
+            if item.assignment.timed:
                 # Its time-out must count even if the code never lets go of the interpreter.
                 announce(item.assignment, placement)
         self._loop.call_soon_threadsafe(watch.called, items, placements)

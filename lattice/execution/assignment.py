@@ -18,7 +18,7 @@ class Assignment:
 
     Attributes:
         upstream: for each argument, which of the large outputs that come along holds it, or None.
-        timeout: in seconds, or None. With one, the start is reported before the code runs, however short it is.
+        timed: the start is reported before the code runs, however short it is.
         has_gpu: GPUs were asked for.
         mailbox: name of the actor that wants to know when a long attempt begins.
         submitted: when the dispatcher took it, in seconds since the epoch.
@@ -41,7 +41,7 @@ class Assignment:
     upstream: tuple[int | None, ...]
     output_keys: tuple[str, ...]
     batched: bool
-    timeout: float | None
+    timed: bool
     has_gpu: bool
     storage_url: str
     inline_value_bytes: int
@@ -55,6 +55,11 @@ class Assignment:
     sandbox: Sandbox | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def call_name(self) -> str:
+        """What the Ray task is called that it is in, of all those that there are."""
+        return f"{self.mailbox}/{self.call}"
 
     @classmethod
     def of(
@@ -82,7 +87,7 @@ class Assignment:
             upstream=upstream,
             output_keys=job.output_keys,
             batched=definition.batch.enabled,
-            timeout=job.timeout,
+            timed=job.timed,
             has_gpu=definition.gpus > 0,
             storage_url=storage_url,
             inline_value_bytes=inline_value_bytes,

@@ -5,7 +5,6 @@ How they share it in the worker is in `lattice.execution.fusion`.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import math
@@ -18,7 +17,7 @@ import ray
 from lattice.execution import wire
 from lattice.execution.attempt import Large
 from lattice.execution.pacing import Durations
-from lattice.execution.ray_calls import Frame
+from lattice.execution.ray_endings import Frame
 from lattice.execution.ray_failures import explain
 from lattice.execution.ray_remote import CodeSource, CodeSources
 from lattice.execution.shape import Shape
@@ -69,7 +68,7 @@ class WorkerCall:
         report: the reference to the frame of their ends.
         large: the reference to the large outputs of the last that ended.
         sources: tasks whose large outputs they were given by reference.
-        force: the timer that ends it the hard way.
+        name: what its process is named after.
         recalled: it is taken back, unless it has begun.
     """
 
@@ -79,7 +78,7 @@ class WorkerCall:
     report: Frame | None = None
     large: ray.ObjectRef[Large | None] | None = None
     sources: tuple[TaskId, ...] = ()
-    force: asyncio.TimerHandle | None = None
+    name: str = ""
     recalled: bool = False
     number: int = field(default_factory=itertools.count(1).__next__)
 
@@ -146,7 +145,7 @@ class Fusing:
         job = taken.job
         definition = job.definition
         apart = definition.sandbox is not None or definition.secrets or definition.batch.enabled
-        if taken.alone or apart or job.timeout is not None or job.attempt > 1:
+        if taken.alone or apart or job.timed or job.attempt > 1:
             return math.inf
         seconds = self._durations.expected(definition.code)
         return seconds if seconds <= _SHORT else math.inf

@@ -7,12 +7,10 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import ray
 
 from lattice.errors import InvalidRequestError, TooLargeError, UnavailableError, UserCodeError
 from lattice.execution import ray_worker, wire
+from lattice.execution.ray_endings import Endings, Frame, force, ray_future
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSources, RemoteFunctions
 from lattice.execution.ray_starts import StartListener
@@ -26,8 +24,6 @@ from lattice.workflow.events import ErrorInfo, Value
 #: Values rendered at once. Rendering asks for no CPU, so that it does not wait behind tasks.
 _RENDERERS = 4
 _RENDER_SHAPE = Shape(cpus=0, memory=0, gpus=0, runtime_env="", excluded=frozenset())
-
-Frame = ray.ObjectRef[bytes]
 
 
 @dataclass(slots=True, eq=False)
@@ -44,16 +40,16 @@ class RayCalls:
     Args:
         storage_url: where values are stored.
         max_result_bytes: largest pickled result of a call.
-        cancel_grace: seconds that a cancelled call has to end before its process is killed.
+        endings: ends those whose caller is gone.
         secrets: what is put into the environment of calls that ask for it.
     """
 
     def __init__(
-        self, storage_url: str, max_result_bytes: int, cancel_grace: float, secrets: Secrets
+        self, storage_url: str, max_result_bytes: int, endings: Endings, secrets: Secrets
     ) -> None:
         self._storage_url = storage_url
         self._max_result_bytes = max_result_bytes
-        self._cancel_grace = cancel_grace
+        self._endings = endings
         self._secrets = secrets
         self._open: set[Frame] = set()
         self._calls: dict[RunId, _OpenCall] = {}
@@ -117,7 +113,7 @@ class RayCalls:
                 call_id,
                 values_of(definition.secrets, self._secrets),
             )
-            answer = wire.decode_call(await self._result(reference))
+            answer = wire.decode_call(await self._result(reference, call_id))
         except Exception as error:
             info = explain(error)
             if is_lost(error):
@@ -141,8 +137,10 @@ class RayCalls:
         """
         async with self._renderers:
             function = self._render.of(replace(_RENDER_SHAPE, runtime_env=env_of({}, tenant)))
+            call_id = uuid.uuid4().hex
             try:
-                frame = await self._result(function.remote(value, self._storage_url, limit))
+                reference = function.remote(call_id, value, self._storage_url, limit)
+                frame = await self._result(reference, call_id)
                 rendering = wire.decode_rendering(frame)
             except Exception as error:
                 raise UnavailableError(explain(error).message) from error
@@ -156,15 +154,14 @@ class RayCalls:
             raise InvalidRequestError("value", found, advice)
         return rendering
 
-    async def _result(self, reference: Frame) -> bytes:
+    async def _result(self, reference: Frame, call_id: str) -> bytes:
         """The frame under `reference`; its task is ended if the caller is cancelled."""
         self._open.add(reference)
         try:
             frame: bytes = await ray_future(reference)
             return frame
         except asyncio.CancelledError:
-            ray.cancel(reference, force=False)
-            asyncio.get_running_loop().call_later(self._cancel_grace, kill, reference)
+            self._endings.end(reference, call_id)
             raise
         finally:
             self._open.discard(reference)
@@ -172,15 +169,4 @@ class RayCalls:
     def close(self) -> None:
         """Ends what runs."""
         for reference in self._open:
-            kill(reference)
-
-
-def ray_future(reference: ray.ObjectRef[Any]) -> asyncio.Future[Any]:
-    """The value of a reference, for this event loop."""
-    future: Any = reference.future()
-    return asyncio.wrap_future(future)
-
-
-def kill(reference: Frame) -> None:
-    """Ends a Ray task with its process."""
-    ray.cancel(reference, force=True)
+            force(reference)

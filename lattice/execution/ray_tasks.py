@@ -27,7 +27,8 @@ from lattice.execution.attempt import Large
 from lattice.execution.held_values import HeldValues
 from lattice.execution.pacing import Durations, Pacing
 from lattice.execution.ray_attempts import Attempt, Fusing, WorkerCall, end_of, waits_for
-from lattice.execution.ray_calls import RayCalls, kill, ray_future
+from lattice.execution.ray_calls import RayCalls
+from lattice.execution.ray_endings import Endings, force, ray_future
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunctions
 from lattice.execution.ray_starts import StartListener
@@ -81,7 +82,8 @@ class RayTaskDispatcher:
         span_export: where the spans of traced attempts go.
         secrets: what is put into the environment of attempts that ask for it.
         max_in_flight: most tasks of the same shape that Ray has at a time.
-        cancel_grace: seconds that a cancelled task has to end before its process is killed.
+        cancel_grace: seconds that a cancelled task has to end before it is forced to, and then before its process is
+            killed.
         held: where references to large outputs are kept; other dispatchers may share it.
     """
 
@@ -103,13 +105,13 @@ class RayTaskDispatcher:
         self._max_log_bytes = max_log_bytes
         self.span_export = span_export
         self.secrets = secrets or NoSecrets()
-        self._cancel_grace = cancel_grace
+        self._endings = Endings(cancel_grace)
         self._attempts: dict[tuple[RunId, TaskId, int], Attempt] = {}
         self._pacing = Pacing(max_in_flight)
         self._durations = Durations()
         self._queue: FairQueue[Shape, Attempt] = FairQueue(self._pacing.limit)
         self._in_flight: dict[WorkerCall, asyncio.Future[bytes]] = {}
-        self._calls = RayCalls(storage_url, max_result_bytes, cancel_grace, self.secrets)
+        self._calls = RayCalls(storage_url, max_result_bytes, self._endings, self.secrets)
         self.held = held if held is not None else HeldValues()
         self._excluded: frozenset[NodeId] | None = None
         self._pump_due = False
@@ -247,6 +249,7 @@ class RayTaskDispatcher:
             )
             for taken in call.attempts
         ]
+        call.name = assignments[0].call_name
         call.sources = tuple(upstream)
         return assignments, [reference for _, reference in upstream.values()]
 
@@ -258,8 +261,6 @@ class RayTaskDispatcher:
         """Ray is done with a call."""
         del self._in_flight[call]
         self._count_back(call)
-        if call.force is not None:
-            call.force.cancel()
         error = None if future.cancelled() else future.exception()
         if error is not None and call.large is not None and not self._closed:
             # The other return holds the same error, which Ray logs if nobody has looked at it.
@@ -435,8 +436,7 @@ class RayTaskDispatcher:
         if call is not None and all(each.ahead for each in call.owed):
             # Nobody waits for the rest of the call.
             assert call.report is not None
-            ray.cancel(call.report, force=False)
-            call.force = self._loop.call_later(self._cancel_grace, kill, call.report)
+            self._endings.end(call.report, call.name)
 
     def release(self, run_id: RunId, task_id: TaskId) -> None:
         """Drops what is held in memory of a task's output values."""
@@ -483,10 +483,9 @@ class RayTaskDispatcher:
             return
         self._closed = True
         for call in self._in_flight:
-            if call.force is not None:
-                call.force.cancel()
             if call.report is not None:
-                kill(call.report)
+                force(call.report)
+        self._endings.close()
         self._calls.close()
         if self._node_watch is not None:
             self._node_watch.cancel()

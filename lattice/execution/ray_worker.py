@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import faulthandler
 import functools
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +16,7 @@ import ray
 import ray.exceptions
 from ray.actor import ActorHandle
 
-from lattice.execution import attempt, capture, wire
+from lattice.execution import attempt, capture, process_names, wire
 from lattice.execution.announcer import Announcer
 from lattice.execution.assignment import Assignment
 from lattice.execution.attempt import Large
@@ -32,10 +30,6 @@ from lattice.workflow.task import Code
 
 #: The Ray namespace of mailbox actors.
 NAMESPACE = "lattice"
-
-#: Seconds after the time-out of an attempt at which its process ends by itself: late enough for a cancel, then a forced
-#: one, to have ended it.
-_LATE = 10.0
 
 _announcer = Announcer()
 
@@ -51,7 +45,9 @@ def run_attempts(
     References to code are nested, so that code is fetched only where it is not loaded. `secrets` are those that an
     attempt asked for, which then is alone.
     """
-    fusion = Fusion(attempt.decode_group(assignments))
+    group = attempt.decode_group(assignments)
+    process_names.take(group[0].call_name)
+    fusion = Fusion(group)
     large: Large | None = None
     while (assigned := fusion.next()) is not None:
         if secrets:
@@ -65,13 +61,8 @@ def _run_attempt(
     assigned: Assignment, fusion: Fusion, code: CodeSource, upstream: Sequence[Large | None]
 ) -> tuple[bytes, Large | None]:
     placement = _placement()
-    if assigned.timeout is not None:
-        # Code that never lets go of the interpreter would keep the announcer's thread from telling, and Ray from
-        # ending the process: the first cancel waits for the interpreter, and the forced one behind it. This thread
-        # is C's.
-        faulthandler.dump_traceback_later(
-            assigned.timeout + _LATE, exit=True, file=sys.__stderr__ or sys.stderr
-        )
+    if assigned.timed:
+        # Code that never lets go of the interpreter would keep the announcer's thread from telling.
         announce(assigned, placement)
     else:
         _announcer.begin(functools.partial(_takes_long, assigned, placement, fusion))
@@ -81,8 +72,6 @@ def _run_attempt(
             frame, large = attempt.run_attempt(assigned, _fetch(code), upstream, placement)
         return wire.logs_before(recorder.kept()) + frame, large
     finally:
-        if assigned.timeout is not None:
-            faulthandler.cancel_dump_traceback_later()
         _announcer.end()
 
 
@@ -101,6 +90,7 @@ def run_function(
 
     `secrets` are those that it asked for.
     """
+    process_names.take(call_id)
     # It is in no run, and goes by an id of its own in the place of a run's.
     note = wire.StartNote(call_id, TaskStarted(TaskId(""), 0, _placement()))
     _announcer.begin(functools.partial(_push, mailbox, note))
@@ -114,9 +104,15 @@ def run_function(
         _announcer.end()
 
 
-def render(value: Value, storage_url: str, limit: int) -> bytes:
+def render(call_id: str, value: Value, storage_url: str, limit: int) -> bytes:
     """A stored value as JSON."""
+    process_names.take(call_id)
     return attempt.render(value, storage_url, limit)
+
+
+def kill_process(name: str) -> bytes:
+    """Ends what goes by that name on this node; the ids of the processes, as a text."""
+    return ", ".join(map(str, process_names.kill(name))).encode()
 
 
 def _fetch(source: CodeSource) -> Callable[[], bytes]:

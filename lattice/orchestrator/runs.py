@@ -423,7 +423,7 @@ class Runs:
                 _argument(run, binding) for binding in run.graph.bindings(task.task_id)
             ),
             output_keys=task.output_keys,
-            timeout=task.timeout,
+            timed=task.timeout is not None,
             trace=live.trace and attempt_context(live.trace, run.run_id, task.task_id, attempt),
             after=after,
         )

@@ -71,8 +71,7 @@ class Job:
     """One attempt of a task.
 
     Attributes:
-        timeout: the time-out, in seconds, or None. It begins with the report of the start, which must come first, and
-            whoever submits the job cancels it then.
+        timed: there is a time-out, which begins with the report of the start: it must come first.
         trace: the trace context of what happens in it; None if it is not traced.
         after: of a job that is told ahead of its time, the tasks upstream that have not succeeded yet. Arguments that
             come from them have no value yet.
@@ -85,7 +84,7 @@ class Job:
     definition: Definition
     arguments: tuple[Argument, ...]
     output_keys: tuple[str, ...]
-    timeout: float | None
+    timed: bool
     trace: str | None = None
     after: tuple[TaskId, ...] = ()
 

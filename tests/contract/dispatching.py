@@ -115,7 +115,7 @@ class Bench:
         **changes: Any,
     ) -> Job:
         """A job of one CPU that runs `function`."""
-        timeout = changes.pop("timeout", None)
+        timed = changes.pop("timed", False)
         return Job(
             run_id=RunId(run),
             task_id=TaskId(task),
@@ -124,7 +124,7 @@ class Bench:
             definition=self.definition(function, **changes),
             arguments=arguments,
             output_keys=outputs,
-            timeout=timeout,
+            timed=timed,
         )
 
     def definition(self, function: object, **changes: Any) -> Definition:

@@ -333,9 +333,6 @@ async def test_one_that_was_long_is_alone_the_next_time(bench: ShortTasks) -> No
 
 async def test_what_has_a_time_out_or_runs_again_is_alone(bench: ShortTasks) -> None:
     """A time-out counts from a start that is told first; a second attempt had no luck in the first."""
-    jobs = [
-        replace(bench.short(f"t{x}", x), timeout=60.0 if x < 3 else None, attempt=2)
-        for x in range(6)
-    ]
+    jobs = [replace(bench.short(f"t{x}", x), timed=x < 3, attempt=2) for x in range(6)]
     ends = await bench.submit(jobs)
     assert len({call_of(end) for end in ends}) == 6

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -160,7 +161,7 @@ async def test_what_tasks_wait_for_is_told(bench: Bench, tmp_path: Path) -> None
         while not gate.exists():
             time.sleep(0.02)
 
-    holding = [bench.job(hold, f"hold{number}", timeout=600.0) for number in range(2)]
+    holding = [bench.job(hold, f"hold{number}", timed=True) for number in range(2)]
     for job in holding:
         bench.dispatcher.submit(job)
     for job in holding:
@@ -215,6 +216,29 @@ async def test_a_cancelled_task_is_ended_and_not_reported(bench: Bench) -> None:
     after = await bench.succeed(lambda p: {"x": 1}, "after", resources=Resources(cpu=2))
     assert after.result == {"x": 1}
     assert [job for job in [*jobs, *queued] if bench.ends(job)] == []
+
+
+async def test_code_that_never_lets_go_is_ended(bench: Bench, tmp_path: Path) -> None:
+    """It holds the interpreter in one call of C code, so that its process cannot even be asked: a task, and a call."""
+    begun = [tmp_path / "task", tmp_path / "call"]
+    for each in begun:
+        os.mkfifo(each)
+
+    def backtracks(path: Path) -> None:
+        path.write_text("begun")
+        re.match("(a+)+$", "a" * 60 + "b")
+
+    job = bench.job(lambda params: backtracks(begun[0]), "task")
+    bench.dispatcher.submit(job)
+    calling = asyncio.ensure_future(bench.dispatcher.call(bench.call(lambda: backtracks(begun[1]))))
+    async with asyncio.timeout(LONG):
+        for each in begun:
+            await asyncio.to_thread(each.read_text)
+    bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
+    calling.cancel()
+    # Both CPUs are free again.
+    await bench.succeed(lambda p: {}, "after", resources=Resources(cpu=2))
+    assert bench.ends(job) == []
 
 
 async def test_closing_ends_what_runs(bench: Bench, storage_url: str) -> None:

@@ -93,9 +93,9 @@ class SimulatedDispatcher:
             self._at(key, begin, lambda: self._failed(attempt, began=False))
             return
         # A start that is not reported comes with the end; a time-out needs the report.
-        if job.timeout is not None or nature.flips(0.7):
+        if job.timed or nature.flips(0.7):
             self._at(key, begin, lambda: self._started(attempt))
-        if job.timeout is not None and nature.strikes(mood.task_hangs):
+        if job.timed and nature.strikes(mood.task_hangs):
             return
         if nature.flips(mood.task_fails):
             self._at(key, end, lambda: self._failed(attempt, began=True))

@@ -39,7 +39,7 @@ def assigned(name: str, *after: str) -> Assignment:
         upstream=(None,) * len(after),
         output_keys=("y",),
         batched=False,
-        timeout=None,
+        timed=False,
         has_gpu=False,
         storage_url="memory://",
         inline_value_bytes=1,

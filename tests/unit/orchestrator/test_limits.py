@@ -131,7 +131,7 @@ async def test_time_outs(make_world: MakeWorld) -> None:
     with pytest.raises(InvalidRequestError, match=r"deadline: found 100\.1 s; .*max_deadline"):
         await orchestrator.submit_workflow([upload("a")], [], deadline=100.1)
     _, run_id = await orchestrator.submit_workflow([upload("a"), upload("b")], [])
-    assert world.dispatcher.jobs[run_id, A].timeout
+    assert world.dispatcher.jobs[run_id, A].timed
     world.dispatcher.start_job(run_id, A)
     world.clock.advance(10.5)
     assert (A, 1) in world.dispatcher.cancelled
