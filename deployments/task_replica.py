@@ -30,6 +30,7 @@ from deployments.replicas.loaded_code import Loaded, LoadedCode
 from deployments.replicas.router import LeastLoadedRouter
 from deployments.serve_logs import use_serve_logs
 from lattice.execution import attempt, capture, wire
+from lattice.execution.announcer import DELAY
 from lattice.execution.arguments import UnavailableError
 from lattice.execution.assignment import Assignment
 from lattice.execution.attempt import Large
@@ -42,9 +43,6 @@ from lattice.ids import NodeId
 from lattice.observability.logs import LogFormat
 from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskStarted
 from lattice.workflow.task import BatchPolicy, Code
-
-#: Seconds that a batch must have run before its start is announced; ends repeat the start.
-_ANNOUNCE = 0.005
 
 _logger = logging.getLogger(__name__)
 
@@ -378,7 +376,7 @@ class _Watch:
         self.close()
         self._is_called = True
         self._since = None
-        self._timer = self._loop.call_later(_ANNOUNCE, self._announce, items, placements)
+        self._timer = self._loop.call_later(DELAY, self._announce, items, placements)
 
     def close(self) -> None:
         """It has ended."""

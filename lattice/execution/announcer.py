@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 
-#: Seconds that an attempt must have run before its start is announced.
-DELAY = 0.005
+#: Seconds that an attempt must have run before its start is announced: less than anybody who watches would see. A note
+#: costs a message and a commit, which the end of an attempt that is as short as that would have to wait for.
+DELAY = 0.02
 #: Seconds until it is announced again, which double each time, and the longest.
 _AGAIN, _LONGEST = 1.0, 60.0
 

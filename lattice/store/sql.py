@@ -89,13 +89,14 @@ class SqlStore:
         """
         plan = self._statements.plan(writes)
         with self._writing, refusals_as_unavailable(), self._writer.begin() as connection:
-            current = connection.execute(self._statements.lock_lease).one_or_none()
-            if current is None or current.number != lease:
-                raise LeaseLostError(lease, current.number if current else 0)
-            if number is not None:
-                if number <= current.committed:
-                    return
-                connection.execute(self._statements.note_commit, {"of_commit": number})
+            note = {"of_lease": lease, "of_commit": number}
+            numbered = number is not None and bool(plan)
+            if not numbered or not connection.execute(self._statements.note_commit, note).rowcount:
+                held = connection.execute(self._statements.lock_lease).scalar()
+                if held != lease:
+                    raise LeaseLostError(lease, held or 0)
+                if numbered:
+                    return  # It was made before.
             for statement, rows in plan:
                 result = connection.execute(statement, rows)
                 if statement is self._statements.finish_run and result.rowcount != len(rows):

@@ -49,9 +49,17 @@ class WriteStatements:
         )
         #: The lease's row, which nobody else can change until the transaction ends. SQLite knows no
         #: FOR UPDATE; there the transaction has locked the whole database: `database.for_writing`.
-        self.lock_lease = select(tables.lease.c.number, tables.lease.c.committed).with_for_update()
-        #: Notes the number of the commit that is made.
-        self.note_commit = update(tables.lease).values(committed=bindparam("of_commit"))
+        self.lock_lease = select(tables.lease.c.number).with_for_update()
+        #: The same, and notes the number of the commit that is made. Finds no row if the lease is another, or if that
+        #: commit was made before.
+        self.note_commit = (
+            update(tables.lease)
+            .where(
+                tables.lease.c.number == bindparam("of_lease"),
+                tables.lease.c.committed < bindparam("of_commit"),
+            )
+            .values(committed=bindparam("of_commit"))
+        )
         self.put_workflow = tables.workflows.insert()
         #: A new task comes last, a changed one stays where it is.
         self.put_task = _upsert(
