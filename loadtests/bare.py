@@ -5,11 +5,15 @@ and nothing of Lattice in them.
 """
 
 import asyncio
+import sqlite3
+import tempfile
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import ray
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -26,6 +30,27 @@ def work(x: int) -> int:
     return x
 
 
+def sleeper(seconds: float) -> float:
+    """When it ended, in seconds since the epoch."""
+    time.sleep(seconds)
+    return time.time()
+
+
+class Log:
+    """Rows in SQLite, each durable before anybody hears of it, as those of the service are."""
+
+    def __init__(self) -> None:
+        path = Path(tempfile.mkdtemp()) / "log"
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.execute("CREATE TABLE ends (number INTEGER PRIMARY KEY, at REAL)")
+
+    def add(self, at: float) -> None:
+        """Commits a row."""
+        self._database.execute("INSERT INTO ends (at) VALUES (?)", (at,))
+
+
 @serve.deployment(
     ray_actor_options={"num_cpus": 0},
     health_check_period_s=1,
@@ -37,6 +62,8 @@ class Behind:
 
     def __init__(self) -> None:
         self._work = ray.remote(work).options(num_cpus=_CPUS, max_retries=0)
+        self._sleeper = ray.remote(sleeper).options(num_cpus=0.1, max_retries=0)
+        self._log = Log()
 
     async def answer(self) -> str:
         """Something."""
@@ -55,6 +82,13 @@ class Behind:
         begun = time.perf_counter()
         await asyncio.gather(*(self._work.remote(x) for x in range(number)))
         return time.perf_counter() - begun
+
+    async def ends(self, number: int, seconds: float) -> AsyncIterator[float]:
+        """When each of so many tasks ended, one after the other, as soon as that is durable."""
+        for _ in range(number):
+            at = await self._sleeper.remote(seconds)
+            await asyncio.to_thread(self._log.add, at)
+            yield at
 
 
 def _app(behind: DeploymentHandle[Any]) -> FastAPI:
@@ -75,6 +109,14 @@ def _app(behind: DeploymentHandle[Any]) -> FastAPI:
     @app.get("/fan_out/{number}")
     async def fan_out(number: int) -> float:
         return float(await behind.fan_out.remote(number))
+
+    @app.websocket("/ends/{number}/{seconds}")
+    async def ends(websocket: WebSocket, number: int, seconds: float) -> None:
+        await websocket.accept()
+        stream: Any = behind.options(stream=True).ends.remote(number, seconds)
+        async for at in stream:
+            await websocket.send_text(str(at))
+        await websocket.close()
 
     return app
 
@@ -99,4 +141,4 @@ Front = serve.deployment(
 
 def build(_: dict[str, str]) -> Application:
     """The ingress in front of one replica."""
-    return Front.bind(Behind.bind())
+    return Front.bind(Behind.bind())  # type: ignore[attr-defined]  # Serve types it as the class

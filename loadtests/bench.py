@@ -208,7 +208,8 @@ class Tasks:
                 timed=False,
             )
         )
-        return await done
+        end: TaskSucceeded = await done
+        return end
 
     def _report(self, _: RunId, report: Report) -> None:
         if isinstance(report, TaskStarted):

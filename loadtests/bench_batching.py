@@ -32,7 +32,8 @@ class ByHand:
     """What one would write without Lattice."""
 
     def __init__(self, wait: float) -> None:
-        self._run.set_batch_wait_timeout_s(wait)
+        batched: Any = self._run
+        batched.set_batch_wait_timeout_s(wait)
 
     @serve.batch(max_batch_size=SIZE)
     async def _run(self, batch: list[int]) -> list[int]:
@@ -50,7 +51,8 @@ async def measure(folder: str) -> list[Figure]:
     """Prints the figures."""
 
     def by_hand(name: str, wait: float) -> Any:
-        return serve.run(ByHand.bind(wait), name=name, route_prefix=None)
+        deployment: Any = ByHand
+        return serve.run(deployment.bind(wait), name=name, route_prefix=None)
 
     handle = await asyncio.to_thread(by_hand, "by-hand", WAIT)
     patient = await asyncio.to_thread(by_hand, "patient", SECONDS)

@@ -34,7 +34,8 @@ class Bare:
 
 def deploy(name: str) -> Any:
     """A bare application at zero replicas; its handle."""
-    target = serve.RunTarget(target=Bare.bind(), name=name, route_prefix=None)
+    bare: Any = Bare
+    target = serve.RunTarget(target=bare.bind(), name=name, route_prefix=None)
     (handle,) = serve.run_many([target], wait_for_applications_running=False)
     return handle
 

@@ -17,6 +17,7 @@ import asyncio
 import os
 import sys
 import time
+from functools import partial
 from subprocess import run
 from typing import Any
 
@@ -91,7 +92,7 @@ class Runs:
                 body = document([task("a", x=x), second, task("c", x="@b.out")])
                 self._ids.append(await client.submit(body))
         for _, run_id in self._ids:
-            wait_for(f"the first task of {run_id}", lambda run_id=run_id: self._is_taken_up(run_id))
+            wait_for(f"the first task of {run_id}", partial(self._is_taken_up, run_id))
 
     def _is_taken_up(self, run_id: str) -> bool:
         """Whether its second task is with the dispatcher."""

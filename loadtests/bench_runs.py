@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from typing import Any
 
 import websockets
 
@@ -77,7 +78,7 @@ def figures() -> list[Figure]:
     """Starts a service and measures."""
     reached: list[float] = []
     costs: dict[str, list[float]] = {}
-    settings = {"max_replicas": 1, "replica_downscale_seconds": 300}
+    settings: dict[str, Any] = {"max_replicas": 1, "replica_downscale_seconds": 300}
     with service(**settings) as running, Rest(running.url) as rest:
         workflow_id = new_workflow(rest)
         asyncio.run(one_round(running, rest, workflow_id))

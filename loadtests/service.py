@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,7 +21,7 @@ PARTS = {
 
 
 @contextmanager
-def service(*, beside: Sequence[dict[str, object]] = (), **settings: object) -> Iterator[Service]:
+def service(*, beside: Sequence[Mapping[str, object]] = (), **settings: Any) -> Iterator[Service]:
     """The service as `make serve` starts it, in the environment that this process runs in.
 
     `beside` are further applications on its Serve, for floors on the same engine.

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,10 +135,10 @@ INGRESS = "ray::ServeReplica:lattice:ingress"
 @contextmanager
 def running_service(
     command: Sequence[str] = Service.command,
-    beside: Sequence[dict[str, object]] = (),
+    beside: Sequence[Mapping[str, object]] = (),
     host: str = "127.0.0.1",
     wait: bool = True,
-    **settings: object,
+    **settings: Any,
 ) -> Iterator[Service]:
     """A service of its own, with `settings` as the configuration's `args`; stopped at the end.
 
