@@ -87,9 +87,11 @@ class Runs:
     async def start(self) -> None:
         """Starts them, and waits until the first task of each has ended."""
         second = self._gate.task("b", "@a.out")
+        # As much as the one that waits at the gate leaves.
+        last = task("c", cpu=0.1, x="@b.out")
         async with driver(self._running.url) as client:
             for x in range(RUNS):
-                body = document([task("a", x=x), second, task("c", x="@b.out")])
+                body = document([task("a", cpu=0.1, x=x), second, last])
                 self._ids.append(await client.submit(body))
         for _, run_id in self._ids:
             wait_for(f"the first task of {run_id}", partial(self._is_taken_up, run_id))
