@@ -76,7 +76,7 @@ def picture(tables: dict[str, Sequence[Figure]]) -> str:
             assert figure.target is not None
             median = statistics.median(figure.values)
             part = median / figure.target
-            length = min(part, 2.0) * unit
+            length = min(max(part, 0.0), 2.0) * unit
             value = f"{median:,.{figure.digits}f}"
             rows += [
                 f'<text x="{_LEFT - 8}" y="{y + 14}" text-anchor="end">{escape(figure.label)}</text>',
