@@ -39,8 +39,8 @@ def sleeper(seconds: float) -> float:
 class Log:
     """Rows in SQLite, each durable before anybody hears of it, as those of the service are."""
 
-    def __init__(self) -> None:
-        path = Path(tempfile.mkdtemp()) / "log"
+    def __init__(self, folder: Path) -> None:
+        path = folder / "log"
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
@@ -63,7 +63,6 @@ class Behind:
     def __init__(self) -> None:
         self._work = ray.remote(work).options(num_cpus=_CPUS, max_retries=0)
         self._sleeper = ray.remote(sleeper).options(num_cpus=0.1, max_retries=0)
-        self._log = Log()
 
     async def answer(self) -> str:
         """Something."""
@@ -85,10 +84,12 @@ class Behind:
 
     async def ends(self, number: int, seconds: float) -> AsyncIterator[float]:
         """When each of so many tasks ended, one after the other, as soon as that is durable."""
-        for _ in range(number):
-            at = await self._sleeper.remote(seconds)
-            await asyncio.to_thread(self._log.add, at)
-            yield at
+        with tempfile.TemporaryDirectory() as folder:
+            log = Log(Path(folder))
+            for _ in range(number):
+                at = await self._sleeper.remote(seconds)
+                await asyncio.to_thread(log.add, at)
+                yield at
 
 
 def _app(behind: DeploymentHandle[Any]) -> FastAPI:

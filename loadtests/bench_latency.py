@@ -1,6 +1,6 @@
 """How long a message takes from the end of a task, in its worker, to a client's WebSocket: with 200 open.
 
-`python -m loadtests.bench_latency` takes a minute. Every message in between is committed to SQLite. First 200
+`python -m loadtests.bench_latency` takes two minutes. Every message in between is committed to SQLite. First 200
 sockets follow 200 runs that wait, and one more the run that is measured: a chain of tasks of 10 ms. The floor is a bare
 Serve application that does as much by hand: raw Ray tasks, a row in SQLite for each, and its time on a socket. Then all
 200 follow the run, and a round's figures are those of all of them. The clocks are the same machine's.

@@ -51,16 +51,15 @@ class Endings:
         force(reference)
         pause = self._grace
         while not await _is_over(over, pause):
-            await self._kill_everywhere(process_names.name_of(call))
+            try:
+                await self._kill_everywhere(process_names.name_of(call))
+            except Exception:
+                _logger.warning("a task that no cancel has ended goes on", exc_info=True)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _kill_everywhere(self, name: str) -> None:
         """A task that has not said where it runs may be on any node."""
-        try:
-            nodes = await asyncio.to_thread(ray_cluster.live_nodes)
-        except Exception:
-            _logger.warning("the nodes of the cluster could not be listed", exc_info=True)
-            return
+        nodes = await asyncio.to_thread(ray_cluster.live_nodes)
         there = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes]
         options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0}
         kills = [

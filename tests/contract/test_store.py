@@ -97,12 +97,16 @@ def test_each_lease_is_larger_than_all_before_it(store: Store) -> None:
     assert 0 < first < second < third
 
 
-def test_a_commit_under_an_older_lease_is_refused_and_writes_nothing(store: Store) -> None:
+@pytest.mark.parametrize("number", [None, 1, 2])
+def test_a_commit_under_an_older_lease_is_refused_and_writes_nothing(
+    store: Store, number: int | None
+) -> None:
+    """Also one whose number the older lease has used, which must not be taken for done."""
     old = store.acquire_lease()
-    store.commit(old, [PutWorkflow(FLOW, NOW)])
+    store.commit(old, [PutWorkflow(FLOW, NOW)], 1)
     new = store.acquire_lease()
     with pytest.raises(LeaseLostError) as caught:
-        store.commit(old, [PutRun(RUN, FLOW, GRAPH, NOW), message(1)])
+        store.commit(old, [PutRun(RUN, FLOW, GRAPH, NOW), message(1)], number)
     assert (caught.value.held, caught.value.current) == (old, new)
     assert store.load_run(RUN) is None
     assert store.load_messages(RUN, 0, 10) == []
@@ -110,10 +114,13 @@ def test_a_commit_under_an_older_lease_is_refused_and_writes_nothing(store: Stor
     assert store.load_run(RUN) is not None
 
 
+@pytest.mark.parametrize("number", [None, 1])
 @pytest.mark.parametrize("lease", [0, 1])
-def test_nobody_commits_before_a_lease_was_acquired(store: Store, lease: int) -> None:
+def test_nobody_commits_before_a_lease_was_acquired(
+    store: Store, lease: int, number: int | None
+) -> None:
     with pytest.raises(LeaseLostError):
-        store.commit(lease, [PutWorkflow(FLOW, NOW)])
+        store.commit(lease, [PutWorkflow(FLOW, NOW)], number)
     assert store.load_workflow(FLOW) is None
 
 
@@ -132,12 +139,13 @@ def test_a_numbered_commit_is_done_once(store: Store) -> None:
     assert all(store.load_workflow(WorkflowId(name)) for name in "abc")
 
 
-def test_a_commit_of_nothing_still_checks_the_lease(store: Store) -> None:
+@pytest.mark.parametrize("number", [None, 1])
+def test_a_commit_of_nothing_still_checks_the_lease(store: Store, number: int | None) -> None:
     old = store.acquire_lease()
-    store.commit(old, [])
+    store.commit(old, [], number)
     store.acquire_lease()
     with pytest.raises(LeaseLostError):
-        store.commit(old, [])
+        store.commit(old, [], number)
 
 
 # -- each read after each write ----------------------------------------------------------------
