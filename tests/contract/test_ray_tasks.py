@@ -264,11 +264,25 @@ async def test_closing_ends_what_runs(bench: Bench, storage_url: str) -> None:
 # -- turns -----------------------------------------------------------------------------------
 
 
-async def test_a_large_run_does_not_starve_a_small_one(bench: Bench) -> None:
+async def test_a_large_run_does_not_starve_a_small_one(bench: Bench, tmp_path: Path) -> None:
     """The engine has only so many at a time, and runs take turns for these places."""
     most = 0
     dispatcher = bench.dispatcher
     assert isinstance(dispatcher, RayTaskDispatcher)
+
+    def meet(params: Params) -> Params:
+        (tmp_path / str(os.getpid())).touch()
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        return {}
+
+    # A worker process that is still starting could have one of the small run's tasks, and the other all the rest.
+    both = [bench.job(meet, f"t{number}", run="first") for number in range(2)]
+    for job in both:
+        dispatcher.submit(job)
+    for job in both:
+        assert isinstance(await bench.end(job), TaskSucceeded)
+    bench.order.clear()
     large = [bench.job(lambda p: {}, f"t{number}", run="large") for number in range(2_000)]
     small = [bench.job(lambda p: {}, f"t{number}", run="small") for number in range(3)]
     for job in [*large, *small]:
@@ -282,7 +296,7 @@ async def test_a_large_run_does_not_starve_a_small_one(bench: Bench) -> None:
     await bench.until(finished)
     assert most <= IN_FLIGHT
     places = [place for place, (run, _) in enumerate(bench.order) if run == "small"]
-    assert max(places) < 500
+    assert max(places) < 100
     assert len(set(bench.order)) == 2_003
     assert not dispatcher._attempts
     assert not dispatcher._in_flight
