@@ -25,11 +25,14 @@ from lattice.execution import capture
 from lattice.execution.arguments import UnavailableError
 from lattice.execution.code import CodeLoadError, Function
 from lattice.execution.failures import describe
-from lattice.execution.secrets import SecretValues, hidden, in_environment, masked_error
+from lattice.execution.secrets import SecretValues, in_environment, masked_error
+from lattice.ports.execution import LogEntry
 from lattice.workflow.events import ErrorInfo
 
 #: So many of the values before stay masked.
 _MOST_OLD = 100
+#: What is kept of what code prints while it is loaded, in bytes.
+_MOST_PRINTED = 64 * 1024
 
 Result = TypeVar("Result")
 #: Loads code while secrets are in the environment, and lets go of it at the end.
@@ -83,6 +86,7 @@ class LoadedCode:
         self.values: tuple[str, ...] = ()
         #: When it was loaded, in seconds since the epoch.
         self.loaded_at = 0.0
+        self._printed: list[LogEntry] = []
 
     def bring(self, values: SecretValues) -> None:
         """Takes values that came with a call, unless newer ones have come before."""
@@ -102,6 +106,11 @@ class LoadedCode:
     def masked(self, info: ErrorInfo) -> ErrorInfo:
         """`info` without the values."""
         return masked_error(info, self.values)
+
+    def take_printed(self) -> list[LogEntry]:
+        """What it printed and logged while it was loaded, for whoever asks first."""
+        printed, self._printed = self._printed, []
+        return printed
 
     @property
     def is_loading(self) -> bool:
@@ -171,9 +180,9 @@ class LoadedCode:
                 return Loaded(function, secrets, stack.pop_all())
 
         def load_or_say_why() -> Loaded:
-            with hidden(self.values):
+            with capture.recording(_MOST_PRINTED, lambda entries: None, self.values) as recorder:
                 try:
-                    return load()
+                    loaded = load()
                 except UnavailableError as error:
                     info = self.masked(error.error)
                     raise UnavailableError(info, lost=error.lost) from None
@@ -182,6 +191,8 @@ class LoadedCode:
                 except BaseException as error:
                     # Also those that end an event loop which they get into.
                     raise CodeLoadError(self.masked(describe(error, self._name))) from None
+            self._printed = recorder.kept()
+            return loaded
 
         try:
             self._loaded = await self._in_thread(load_or_say_why)

@@ -133,6 +133,36 @@ def test_the_items_of_a_batch_share_what_it_prints(rest: Rest) -> None:
     assert [text(pages(rest, run_id, each)) for each in ids] == ["batch of 2\n"] * 2
 
 
+CONSTRUCTS = """
+import logging
+print("module")
+class Model:
+    def __init__(self):
+        logging.getLogger("mine").warning("constructor")
+    def __call__(self, params):
+        print("call")
+        return {"out": 1}
+"""
+
+
+def test_what_a_class_prints_in_its_constructor_comes_with_its_first_call(rest: Rest) -> None:
+    """Once, as it is constructed once for all the calls of its replica."""
+    workflow_id = rest.workflow()
+    scaling = {"max_replicas": 1, "downscale_delay": 60.0}
+    task_id = rest.task(
+        workflow_id, "Model", CONSTRUCTS, resources={"cpu": 0.1}, autoscaling=scaling
+    )
+    found = []
+    for _ in range(2):
+        run_id = rest.run(workflow_id)
+        rest.messages(workflow_id, run_id)
+        found.append(pages(rest, run_id, task_id))
+    assert [text(entries) for entries in found] == ["module\nconstructor\ncall\n", "call\n"]
+    module, constructor, call = found[0]
+    assert (constructor["level"], constructor["logger"]) == ("WARNING", "mine")
+    assert module["time"] <= constructor["time"] <= call["time"]
+
+
 def test_an_attempt_that_fails_shows_what_it_printed(rest: Rest) -> None:
     """Each attempt by itself, and one alone on request."""
     code = "def task(p):\n    print('about to fail')\n    raise OSError('no')\n"

@@ -116,6 +116,20 @@ async def test_code_without_secrets_is_loaded_once(code: Story) -> None:
     assert code.story == ["load none"]
 
 
+async def test_what_loading_prints_is_had_once(
+    source: Callable[[str], LoadedCode], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And after each load anew; secrets are masked in it."""
+    code = source("import os\nprint('with', os.environ['K'])\ndef work(p):\n    return {}\n")
+    for at, value in enumerate(("a-secret", "b-secret"), 1):
+        code.bring(SecretValues(at, {"K": value}))
+        async with code.in_use(0.0):
+            pass
+        assert "".join(entry.text for entry in code.take_printed()) == "with ***\n"
+        assert code.take_printed() == []
+        assert capsys.readouterr().out == "with ***\n"
+
+
 async def test_new_values_load_it_anew(code: Story) -> None:
     """The same ones, and older ones that come late, do not; between calls there are none in the environment."""
     code.bring(1, "one")

@@ -19,7 +19,9 @@ import cloudpickle
 import pytest
 
 from lattice.execution import capture, wire
-from lattice.execution.capture import Recorder, recording
+from lattice.execution import recorder as recorders
+from lattice.execution.capture import recording
+from lattice.execution.recorder import Recorder
 from lattice.ids import RunId, TaskId
 from lattice.ports.execution import LogEntry, TaskLogged
 
@@ -300,6 +302,21 @@ def test_what_is_new_is_told_while_it_runs() -> None:
     assert recorder.kept()[-1].text == "and more\n"
 
 
+def test_what_another_has_kept_comes_first() -> None:
+    """As it was said, with its own times; and within the bound."""
+    with recording(LIMIT, nobody) as first:
+        print("x" * 100)
+        logging.getLogger("mine").warning("logged")
+    with recording(LIMIT, nobody) as recorder:
+        recorder.take_over(first.kept())
+        print("then")
+    assert recorder.kept()[:2] == first.kept()
+    assert texts(recorder)[2:] == [("stdout", "then\n")]
+    with recording(50, nobody) as small:
+        small.take_over(first.kept())
+    assert 0 < sum(entry.size for entry in small.kept()) <= 50
+
+
 def test_an_attempt_that_is_interrupted_tells_at_once() -> None:
     told: list[LogEntry] = []
     with recording(LIMIT, told.extend):
@@ -312,7 +329,7 @@ def test_a_process_without_room_for_a_thread_only_tells_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The limit of threads is no error of who prints, and the next text tries again."""
-    monkeypatch.setattr(capture, "_teller", capture._Teller())
+    monkeypatch.setattr(recorders, "_teller", recorders._Teller())
     told = threading.Event()
 
     def start(thread: threading.Thread) -> None:
@@ -323,7 +340,7 @@ def test_a_process_without_room_for_a_thread_only_tells_later(
         with recording(LIMIT, nobody) as recorder:
             print("x")
     assert texts(recorder) == [("stdout", "x\n")]
-    assert capture._teller._due == {}
+    assert recorders._teller._due == {}
     with recording(LIMIT, lambda entries: told.set()):
         print("y")
         assert told.wait(LONG)
@@ -333,11 +350,11 @@ def test_a_destructor_may_print_at_any_moment(monkeypatch: pytest.MonkeyPatch) -
     """Also where the thread that runs it has just taken the lock that its text needs."""
     # Of the test's own, so that it alone would fail.
     monkeypatch.setattr(capture, "_changing", type(capture._changing)())
-    monkeypatch.setattr(capture, "_teller", capture._Teller())
+    monkeypatch.setattr(recorders, "_teller", recorders._Teller())
     done = threading.Event()
 
     def work() -> None:
-        with recording(LIMIT, nobody), capture._changing:
+        with recording(LIMIT, nobody), capture._changing, recorders._teller._starting:
             print("in a destructor")
         done.set()
 
@@ -350,7 +367,7 @@ def test_times_that_user_code_has_replaced_do_not_matter(
     wrong: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As tests with a time of their own do; what is told has the real one."""
-    monkeypatch.setattr(capture, "_teller", capture._Teller())
+    monkeypatch.setattr(recorders, "_teller", recorders._Teller())
     told = threading.Event()
     before = time.time()
     with monkeypatch.context() as patched:
