@@ -89,6 +89,6 @@ def test_the_image_has_the_lock_and_the_environment_of_make() -> None:
     (environ,) = (line for line in lines if line.startswith("ENV RAY_"))
     given = dict(pair.split("=", 1) for pair in environ.removeprefix("ENV ").split())
     made = (ROOT / "Makefile").read_text()
-    wanted = dict(re.findall(r'export (RAY_\w+)="\$\$\{RAY_\w+:-(\w+)\}"', made))
+    wanted = dict(re.findall(r'export (\w+)="\$\$\{\w+:-(\w+)\}"', made))
     wanted["RAY_SERVE_HAPROXY_BINARY_PATH"] = "/opt/lattice/.venv/bin/lattice-haproxy"
     assert given == wanted
