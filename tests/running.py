@@ -132,6 +132,22 @@ ORCHESTRATOR = "ray::ServeReplica:lattice:orchestrator"
 INGRESS = "ray::ServeReplica:lattice:ingress"
 
 
+def environ_of(folder: Path) -> dict[str, str]:
+    """The environment of a service with ports, and temporary files in `folder`, of its own."""
+    return {
+        **{name: value for name, value in os.environ.items() if name not in _OF_MAKE},
+        "RAY_TMPDIR": str(folder),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        # Where HAProxy sends requests until the ingress is there: two services must not share it.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+    }
+
+
 @contextmanager
 def running_service(
     command: Sequence[str] = Service.command,
@@ -153,18 +169,7 @@ def running_service(
     document["applications"].extend(beside)
     config = folder / "lattice.yaml"
     config.write_text(yaml.safe_dump(document))
-    environ = {
-        **{name: value for name, value in os.environ.items() if name not in _OF_MAKE},
-        "RAY_TMPDIR": str(folder),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        # Where HAProxy sends requests until the ingress is there: two services must not share it.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-    }
+    environ = environ_of(folder)
     service = Service(f"http://127.0.0.1:{port}", config, environ, folder / "serve.log", command)
     try:
         service.start(wait=wait)
