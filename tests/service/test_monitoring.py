@@ -368,7 +368,8 @@ def test_the_service_has_the_series_that_alerts_were_tried_with(
     """Names, labels and limits of buckets: alerts tried with what does not exist have not been tried."""
     for series in WELL:
         name, _, labels = series.rstrip("}").partition("{")
-        pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        limits = f',le="{pairs["le"]}"' if "le" in pairs else ""
-        present = [f'{label}!=""' for label in pairs if label != "le"]
-        assert prometheus.query(f"{name}{{{','.join(present)}{limits}}}", at=used), series
+        matchers = [
+            f'le="{value}"' if label == "le" else f'{label}!=""'
+            for label, value in re.findall(r'(\w+)="([^"]*)"', labels)
+        ]
+        assert prometheus.query(f"{name}{{{','.join(matchers)}}}", at=used), series

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.metadata import version
 from typing import Any
@@ -92,3 +93,30 @@ def test_the_image_has_the_lock_and_the_environment_of_make() -> None:
     wanted = dict(re.findall(r'export (\w+)="\$\$\{\w+:-(\w+)\}"', made))
     wanted["RAY_SERVE_HAPROXY_BINARY_PATH"] = "/opt/lattice/.venv/bin/lattice-haproxy"
     assert given == wanted
+
+
+def test_the_dashboard_is_whole() -> None:
+    """What Grafana would show wrongly without a word: panels on one another, of no unit, of no data source."""
+    dashboard = json.loads((CONFIGS / "monitoring" / "grafana-dashboard.json").read_text())
+    assert (dashboard["uid"], dashboard["title"]) == ("lattice", "Lattice")
+    assert isinstance(dashboard["schemaVersion"], int)
+    [variable] = dashboard["templating"]["list"]
+    assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
+    source = {"type": "prometheus", "uid": f"${{{variable['name']}}}"}
+    panels = dashboard["panels"]
+    for key in ("id", "title"):
+        assert len({panel[key] for panel in panels}) == len(panels), key
+    taken: dict[tuple[int, int], str] = {}
+    for panel in panels:
+        title, place = panel["title"], panel["gridPos"]
+        assert panel["datasource"] == source, title
+        # Of Grafana's units: requests and operations per second, seconds, and bare numbers.
+        assert panel["fieldConfig"]["defaults"]["unit"] in {"reqps", "ops", "s", "short"}, title
+        targets = panel["targets"]
+        assert len({target["refId"] for target in targets}) == len(targets), title
+        assert all(target["legendFormat"] and target["expr"] for target in targets), title
+        assert place["x"] >= 0, title
+        assert place["x"] + place["w"] <= 24, title  # columns of Grafana's grid
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert taken.setdefault((x, y), title) == title
