@@ -6,6 +6,7 @@ do not mix and none is left behind when it is shut down.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 import weakref
@@ -120,6 +121,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+#: Proxies' number for a request whose caller did not wait for the answer.
+_CALLER_LEFT = 499
 _REQUEST_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
 
 
@@ -159,16 +162,21 @@ class MetricsMiddleware:
     async def _measure(self, scope: Scope, receive: Receive, send: Send) -> None:
         # What a request ends with that is never answered.
         status = 500
+        answered = False
 
         async def noting_send(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], True
             await send(message)
 
         begun = time.perf_counter()
         try:
             await self._app(scope, receive, noting_send)
+        except asyncio.CancelledError:
+            # Its caller has left: nobody was answered 500.
+            status = status if answered else _CALLER_LEFT
+            raise
         finally:
             method = scope["method"]
             self._durations.record(

@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Iterator
 
+import httpx
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.otlp import Receiver, receiving
-from tests.running import ROOT, Service, running_service, wait_for
+from tests.running import ORCHESTRATOR, ROOT, Service, running_service, wait_for
 from tests.service.rest import Rest, outputs
 
 ONE = "def one(params):\n    return {'out': 1}\n"
@@ -67,6 +68,28 @@ def test_one_address_has_the_metrics_of_all_processes(two_ingresses: Service) ->
         assert samples(rest, "lattice_store_available") == {"orchestrator": 1}
         assert samples(rest, "lattice_runs_active") == {"orchestrator": 0}
         assert samples(rest, "lattice_store_writes_total")["orchestrator"] > 10
+
+
+def test_a_caller_that_leaves_is_no_failure_of_the_service(two_ingresses: Service) -> None:
+    """What somebody no longer waits for is 499: the alert for 500 is not theirs."""
+    [orchestrator] = two_ingresses.processes(ORCHESTRATOR)
+    orchestrator.suspend()
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{two_ingresses.url}/metrics", timeout=1)
+    finally:
+        orchestrator.resume()
+    name, route = "http_server_request_duration_seconds_count", "/metrics"
+    with Rest(two_ingresses.url) as rest:
+        wait_for(
+            "the request's end",
+            lambda: (
+                sum(samples(rest, name, http_route=route, http_response_status_code="499").values())
+                == 1
+            ),
+            patience=30,
+        )
+        assert samples(rest, name, http_response_status_code="500") == {}
 
 
 @pytest.mark.parametrize("exporter", ["otlp", "otlp_http"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import gzip
 import threading
@@ -193,7 +194,11 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
         scope["route"] = Route()
     if scope["path"] == "/things/broken":
         raise ValueError
+    if scope["path"] == "/things/left":
+        raise asyncio.CancelledError
     await send({"type": "http.response.start", "status": 200 if "route" in scope else 404})
+    if scope["path"] == "/things/followed":
+        raise asyncio.CancelledError
 
 
 @pytest.mark.anyio
@@ -213,6 +218,9 @@ async def test_requests_are_counted_by_method_route_and_status() -> None:
         await ask(f"ODD{number}", "/things/x")
     with pytest.raises(ValueError):  # noqa: PT011  # any error
         await ask("POST", "/things/broken")
+    for path in ("/things/left", "/things/followed"):  # before and after the answer began
+        with pytest.raises(asyncio.CancelledError):
+            await ask("POST", path)
     text = (metrics.render() or b"").decode()
     counts = [line for line in text.splitlines() if "_request_duration_seconds_count{" in line]
 
@@ -228,6 +236,8 @@ async def test_requests_are_counted_by_method_route_and_status() -> None:
             line("GET", 404, "unmatched", 50),
             line("_OTHER", 200, "/things/{name}", 50),
             line("POST", 500, "/things/{name}", 1),
+            line("POST", 499, "/things/{name}", 1),
+            line("POST", 200, "/things/{name}", 1),
         ]
     )
     metrics.shutdown()
