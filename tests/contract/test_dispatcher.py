@@ -312,7 +312,7 @@ async def test_what_is_printed_is_told_while_it_runs(bench: Bench, tmp_path: Pat
     gate = tmp_path / "gate"
 
     def speak(params: Params) -> None:
-        print("last words")
+        print("last words\n", end="")  # at once, as what was written is told at any moment
         while not gate.exists():
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -33,7 +33,9 @@ def where(params: Params) -> Params:
 
     import ray
 
-    print("in", params.get("x"))
+    print(
+        f"in {params.get('x')}\n", end=""
+    )  # in one piece, as what was written is told at any moment
     if params.get("fail"):
         raise ValueError(params["fail"])
     until = params.get("until")
