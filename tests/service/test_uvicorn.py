@@ -51,11 +51,12 @@ def start(folder: Path, port: int) -> subprocess.Popen[bytes]:
     def ready() -> bool:
         assert process.poll() is None, (folder / "log").read_text()[-4000:]
         try:
-            return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+            return http.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
         except httpx.HTTPError:
             return False
 
-    wait_for("uvicorn", ready)
+    with httpx.Client() as http:
+        wait_for("uvicorn", ready)
     return process
 
 
