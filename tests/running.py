@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,24 @@ class Service:
         for process in psutil.wait_procs(processes, timeout=5)[1]:
             process.kill()
 
+    def end(self) -> None:
+        """Ends it by force, for tests that are over: a stop takes seconds, and is what other tests are about."""
+        # Not all are children of this process, and what they start meanwhile is found the next time.
+        while left := {*self.processes(), *filter(self._owns, psutil.process_iter())}:
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=5)
+        self.process.wait()
+
+    def _owns(self, process: psutil.Process) -> bool:
+        """Whether a process was started with the service's folder. Ray's workers no longer show that."""
+        try:
+            environ: dict[str, str] = process.environ()
+            return environ.get("RAY_TMPDIR") == self.environ["RAY_TMPDIR"]
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            return False
+
     def processes(self, name: str = "") -> list[psutil.Process]:
         """The service's own processes whose command line begins with `name`."""
         found: list[psutil.Process] = []
@@ -177,7 +195,7 @@ def running_service(
         service.start(wait=wait)
         yield service
     finally:
-        service.stop()
+        service.end()
         shutil.rmtree(folder, ignore_errors=True)
 
 
