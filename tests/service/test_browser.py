@@ -16,17 +16,16 @@ from typing import Any
 
 import pytest
 
-from lattice.keys import hash_of, new_key
-from tests.running import Service, running_service
 from tests.service.rest import Rest, outputs
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 
-pytestmark = pytest.mark.skipif(
+needs_browser = pytest.mark.skipif(
     not BROWSER, reason="no Chromium is installed: `apt install chromium`"
 )
+pytestmark = needs_browser
 
 #: What a page tries. Each attempt ends as a status, `open`, `closed` or the name of an error.
 SCRIPT = """
@@ -214,30 +213,3 @@ def test_a_page_of_this_machine_gets_all(rest: Rest, tmp_path: Path) -> None:
     assert found["delete"] == 200
     # One came, and one went.
     assert number_of_runs(rest) == before
-
-
-@pytest.fixture(scope="module")
-def guarded() -> Iterator[tuple[Service, str]]:
-    """A service with a key, and the key."""
-    key = new_key()
-    with running_service(api_keys=[{"name": "a", "sha256": hash_of(key)}]) as service:
-        yield service, key
-
-
-def test_with_keys_a_page_needs_one_and_then_may_be_of_any_site(
-    guarded: tuple[Service, str], tmp_path: Path
-) -> None:
-    """The key gets there as a header and as a subprotocol; an EventSource can carry none."""
-    service, key = guarded
-    with Rest(service.url) as rest:
-        with_key = page_for(rest, key)
-        without = with_key.replace(key, new_key())
-        before = number_of_runs(rest, key)
-        found = tried(without, "evil.example", tmp_path)
-        assert {found["read"], found["run"], found["delete"], found["read from a frame"]} == {401}
-        assert {found["socket"], found["events"]} == {"closed"}
-        assert number_of_runs(rest, key) == before
-        found = tried(with_key, "app.example", tmp_path)
-        assert {found["read"], found["run"], found["read under another name"]} == {200}
-        assert found["socket"] == "open"
-        assert found["events"] == "closed"

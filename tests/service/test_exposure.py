@@ -1,4 +1,4 @@
-"""Where the real service may listen: on an address of the network only with keys, or where a setting says so."""
+"""Where the real service may listen: on an address of the network only with keys (`test_keys.py`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import ipaddress
 import httpx
 import psutil
 
-from lattice.keys import hash_of, new_key
 from tests.running import Service, running_service, wait_for
 
 
@@ -22,16 +21,6 @@ def test_without_keys_it_does_not_start_where_others_reach_it() -> None:
                 assert httpx.get(f"{service.url}{path}", timeout=5).status_code >= 404
             except httpx.HTTPError:
                 continue
-
-
-def test_with_keys_it_does() -> None:
-    key = new_key()
-    with running_service(
-        host="0.0.0.0", api_keys=[{"name": "a", "sha256": hash_of(key)}]
-    ) as service:
-        assert httpx.get(f"{service.url}/runs").status_code == 401
-        headers = {"authorization": f"Bearer {key}", "host": "lattice.example"}
-        assert httpx.get(f"{service.url}/runs", headers=headers).status_code == 200
 
 
 def test_by_default_no_port_of_it_leads_from_the_network_to_the_service(service: Service) -> None:

@@ -15,6 +15,8 @@ from websockets.typing import Subprotocol
 from lattice import LangGraphClient, LatticeClient, ServiceError, task
 from lattice.keys import hash_of, new_key
 from tests.running import Service, running_service
+from tests.service.rest import Rest
+from tests.service.test_browser import needs_browser, number_of_runs, page_for, tried
 
 ALICE, BOB, OPS, STRANGER = (new_key() for _ in range(4))
 KEYS = [
@@ -26,8 +28,8 @@ KEYS = [
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Service]:
-    """A service that has keys."""
-    with running_service(api_keys=KEYS) as service:
+    """A service that has keys, and so may be reached from the network."""
+    with running_service(host="0.0.0.0", api_keys=KEYS) as service:
         yield service
 
 
@@ -77,6 +79,13 @@ def test_the_sdk_works_with_a_key_and_not_without(
             run_of(client, whose, 1)
         assert refused.value.status == 401
         assert "lattice key NAME" in str(refused.value)
+
+
+def test_with_keys_it_may_be_reached_from_the_network(guarded: Service) -> None:
+    """Under any name, by who has one; without keys it would not have started (`test_exposure.py`)."""
+    assert httpx.get(f"{guarded.url}/runs").status_code == 401
+    headers = {**bearer(ALICE), "host": "lattice.example"}
+    assert httpx.get(f"{guarded.url}/runs", headers=headers).status_code == 200
 
 
 def test_another_tenants_ids_name_nothing(guarded: Service) -> None:
@@ -132,6 +141,25 @@ def test_a_browser_brings_its_key_as_a_subprotocol(guarded: Service) -> None:
         with pytest.raises(InvalidStatus) as refused, connect(url, **options):  # type: ignore[arg-type]
             pass
         assert refused.value.response.status_code in (401, 403)
+
+
+@needs_browser
+def test_with_keys_a_page_needs_one_and_then_may_be_of_any_site(
+    guarded: Service, tmp_path: Path
+) -> None:
+    """The key gets there as a header and as a subprotocol; an EventSource can carry none."""
+    with Rest(guarded.url) as rest:
+        with_key = page_for(rest, ALICE)
+        without = with_key.replace(ALICE, new_key())
+        before = number_of_runs(rest, ALICE)
+        found = tried(without, "evil.example", tmp_path)
+        assert {found["read"], found["run"], found["delete"], found["read from a frame"]} == {401}
+        assert {found["socket"], found["events"]} == {"closed"}
+        assert number_of_runs(rest, ALICE) == before
+        found = tried(with_key, "app.example", tmp_path)
+        assert {found["read"], found["run"], found["read under another name"]} == {200}
+        assert found["socket"] == "open"
+        assert found["events"] == "closed"
 
 
 def test_tenants_share_neither_batches_nor_processes(guarded: Service) -> None:
