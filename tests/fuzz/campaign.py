@@ -137,5 +137,6 @@ class Campaign:
                         http.post(f"/runs/{run['run_id']}/cancel")
                 for workflow_id in {run["workflow_id"] for run in page}:
                     http.delete(f"/workflows/{workflow_id}/runs", params={"limit": 10_000})
-            for _ in range(_MANY):
-                http.post("/create_workflow")
+            with ThreadPoolExecutor(self._connections) as threads:
+                answers = threads.map(lambda _: http.post("/create_workflow"), range(_MANY))
+                assert {answer.status_code for answer in answers} == {200}
