@@ -99,12 +99,15 @@ class Service:
         # To all of them, as the terminal does.
         os.killpg(self.process.pid, signal.SIGINT)
         try:
-            self.process.wait(30)
+            # Serve gives what still runs half a minute.
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for process in psutil.wait_procs(processes, timeout=5)[1]:
+        _, left = psutil.wait_procs(processes, timeout=5)
+        for process in left:
             process.kill()
+        psutil.wait_procs(left, timeout=5)
 
     def end(self) -> None:
         """Ends it by force, for tests that are over: a stop takes seconds, and is what other tests are about."""
@@ -113,7 +116,7 @@ class Service:
             for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(left, timeout=5)
+            time.sleep(0.05)
         self.process.wait()
 
     def _owns(self, process: psutil.Process) -> bool:
