@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from contextlib import suppress
 
 import httpx
 import psutil
@@ -25,12 +26,15 @@ def test_without_keys_it_does_not_start_where_others_reach_it() -> None:
 
 def test_by_default_no_port_of_it_leads_from_the_network_to_the_service(service: Service) -> None:
     """Whatever the engine opens beside the service's own port, which is on loopback."""
-    listening = {
-        (each.laddr.ip, each.laddr.port)
-        for process in service.processes()
-        for each in process.net_connections("tcp")
-        if each.status == psutil.CONN_LISTEN
-    }
+    listening = set()
+    for process in service.processes():
+        # One that has ended meanwhile, as processes do after a start, listens nowhere.
+        with suppress(psutil.NoSuchProcess):
+            listening |= {
+                (each.laddr.ip, each.laddr.port)
+                for each in process.net_connections("tcp")
+                if each.status == psutil.CONN_LISTEN
+            }
     port = int(service.url.rpartition(":")[2])
     assert ("127.0.0.1", port) in listening
     others = {place for place in listening if not ipaddress.ip_address(place[0]).is_loopback}
