@@ -24,19 +24,28 @@ def test_without_keys_it_does_not_start_where_others_reach_it() -> None:
                 continue
 
 
-def test_by_default_no_port_of_it_leads_from_the_network_to_the_service(service: Service) -> None:
-    """Whatever the engine opens beside the service's own port, which is on loopback."""
-    listening = set()
+def listeners(service: Service) -> set[tuple[str, int]]:
+    """Where the service's processes listen."""
+    found = set()
     for process in service.processes():
-        # One that has ended meanwhile, as processes do after a start, listens nowhere.
+        # One that has ended meanwhile listens nowhere.
         with suppress(psutil.NoSuchProcess):
-            listening |= {
+            found |= {
                 (each.laddr.ip, each.laddr.port)
                 for each in process.net_connections("tcp")
                 if each.status == psutil.CONN_LISTEN
             }
+    return found
+
+
+def test_by_default_no_port_of_it_leads_from_the_network_to_the_service(service: Service) -> None:
+    """Whatever the engine opens beside the service's own port, which is on loopback."""
     port = int(service.url.rpartition(":")[2])
-    assert ("127.0.0.1", port) in listening
+    # HAProxy replaces itself soon after the start, and which process listens changes meanwhile.
+    listening = wait_for(
+        "the service's own port",
+        lambda: found if ("127.0.0.1", port) in (found := listeners(service)) else None,
+    )
     others = {place for place in listening if not ipaddress.ip_address(place[0]).is_loopback}
     assert others, "the engine's own are among them"
     for address, port in others:
