@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray import serve
 
 from deployments.replicas.identity import Bounds
@@ -291,6 +292,23 @@ async def test_idle_applications_go_and_their_number_is_bounded(
         bench.reports.clear()
     await until_applications(0)
     await bench.dispatcher.close()
+
+
+async def test_a_replica_that_never_had_a_place_keeps_nobody(engine: None, tmp_path: Path) -> None:
+    """Its application is gone as soon as any other."""
+    bench = new_bench(tmp_path)
+    await bench.start()
+    (job,) = batch_jobs(bench, "def run(batch):\n    return batch\n", 1, gpus=8.0)
+
+    def names() -> list[str]:
+        return [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+
+    async with asyncio.timeout(LONG):
+        while not any("#task#" in name for name in names()):  # noqa: ASYNC110  # nobody tells of it
+            await asyncio.sleep(0.1)
+    bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
+    await bench.dispatcher.close()
+    await until_applications(0)
 
 
 async def test_idle_replicas_give_way(engine: None, tmp_path: Path) -> None:
