@@ -23,8 +23,8 @@ from lattice.ports.execution import Definition
 from lattice.workflow.events import ErrorInfo
 
 _FAILED = ("UNHEALTHY", "DEPLOY_FAILED")
-#: Longest wait until Serve has begun to delete an application, in seconds.
-_BEGINNING = 5.0
+#: How long replicas without a place are looked for in applications that are being deleted, in seconds.
+_DELETING = 5.0
 #: Where the names of Serve's actors are.
 _NAMESPACE = "serve"
 #: Longest text of Serve that becomes an error's message.
@@ -82,7 +82,7 @@ def deploy(name: str, definition: Definition, task: ReplicaTask, bounds: Bounds)
 def _applications() -> Mapping[str, Mapping[str, Any]]:
     """What Serve knows of its applications, by name; none before it has started.
 
-    `serve.status()` tells less, and takes 30 ms of the interpreter for it, as it pickles each router that it reads of.
+    `serve.status()` tells less, and pickles each router that it reads of on the way.
     """
     client = _get_global_client(raise_if_no_controller_running=False)
     found: Mapping[str, Mapping[str, Any]] = (
@@ -114,24 +114,36 @@ def delete(names: Collection[str]) -> None:
         for replica in deployment["replicas"]
         if not replica.get("node_id")
     }
+    placed = _replicas(names) - waiting
     for name in names:
         serve.delete(name, _blocking=False)
     if waiting:
-        _end(names, waiting)
+        _end(names, placed)
 
 
-def _end(names: Collection[str], waiting: Collection[str]) -> None:
-    """Ends the replicas that wait for a place, of applications that are being deleted.
+def _replicas(names: Collection[str]) -> set[str]:
+    """The actors of the replicas of applications, also of those that are being stopped."""
+    prefixes = tuple(f"SERVE_REPLICA::{name}#" for name in names)
+    found = ray.util.list_named_actors(all_namespaces=True)
+    return {actor["name"] for actor in found if actor["name"].startswith(prefixes)}
 
-    Serve lets each replica finish its batch, and so would wait an hour for one that has never been anywhere. Before it
-    has begun to delete, it would start others in their place.
+
+def _end(names: Collection[str], placed: Collection[str]) -> None:
+    """Ends the replicas that wait for a place, all but `placed`, of applications that are being deleted.
+
+    Serve lets each replica finish its batch, and so would wait an hour for one that has never been anywhere. Until its
+    next turns it starts others in their place.
     """
-    until = time.monotonic() + _BEGINNING
-    while not all(map(is_leaving, names)) and time.monotonic() < until:
-        time.sleep(0.05)
-    for actor in waiting:
-        with contextlib.suppress(ValueError):  # it is gone
-            ray.kill(ray.get_actor(actor, _NAMESPACE))
+    until = time.monotonic() + _DELETING
+    while time.monotonic() < until:
+        there = [application for name, application in _applications().items() if name in names]
+        if not there:
+            return
+        if all(application["status"] == "DELETING" for application in there):
+            for actor in _replicas(names).difference(placed):
+                with contextlib.suppress(ValueError):  # it is gone
+                    ray.kill(ray.get_actor(actor, _NAMESPACE))
+        time.sleep(0.1)
 
 
 def statuses(prefix: str) -> dict[str, Status]:
