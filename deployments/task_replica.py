@@ -41,7 +41,6 @@ from lattice.execution.secrets import SecretValues, masked
 from lattice.execution.storage import FsspecStorage
 from lattice.ids import NodeId
 from lattice.observability.logs import LogFormat
-from lattice.ports.execution import LogEntry
 from lattice.workflow.events import ErrorInfo, Placement, TaskFailed, TaskLost, TaskStarted
 from lattice.workflow.task import BatchPolicy, Code
 
@@ -250,9 +249,7 @@ class TaskReplica:
                 max(item.assignment.submitted for item in items)
             ) as loaded:
                 self._waiting.discard(watch)
-                if any(not item.abandoned for item in items):
-                    printed = self._code.take_printed()
-                    await self._in_thread(lambda: self._work(items, loaded, printed, watch))
+                await self._in_thread(lambda: self._work(items, loaded, watch))
         except CodeLoadError as error:
             self._refuse(items, error.info, lost=False)
         except UnavailableError as error:
@@ -297,13 +294,8 @@ class TaskReplica:
 
     # -- in a thread ---------------------------------------------------------------------------
 
-    def _work(
-        self, cut: list[_Item], loaded: Loaded, printed: list[LogEntry], watch: _Watch
-    ) -> None:
-        """Runs the calls of a batch that somebody still wants, and hands over how they ended.
-
-        `printed`: while the code was loaded, which is told with the first batch that it then runs.
-        """
+    def _work(self, cut: list[_Item], loaded: Loaded, watch: _Watch) -> None:
+        """Runs the calls of a batch that somebody still wants, and hands over how they ended."""
         items = [item for item in cut if not item.abandoned]
         if not items:
             return
@@ -324,7 +316,7 @@ class TaskReplica:
             log_bytes = min(most, max(most // len(items), _LEAST_LOG))
             hidden = self._code.values
             with capture.recording(log_bytes, teller(assignments), hidden) as recorder:
-                recorder.take_over(printed)
+                recorder.take_over(self._code.take_printed())
                 ends = attempt.run_items_of(
                     loaded.function,
                     assignments,

@@ -352,6 +352,9 @@ class Fleet:
                     found = await self._serve(serving.statuses, identity.prefix(self._scope))
                     for application in [*self._applications.values()]:
                         self._look(application, found.get(application.name))
+                    # Serve that ends deletes them itself, and the process that this is in after them.
+                    leaving = [name for name, status in found.items() if status.deleting]
+                    await self._serve(serving.end_unplaced, leaving)
                     await self._make_places()
                 self._sweep()
             except Exception:

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import gc
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ class LoadedCode:
         self.values: tuple[str, ...] = ()
         #: When it was loaded, in seconds since the epoch.
         self.loaded_at = 0.0
-        self._printed: list[LogEntry] = []
+        self._printed: deque[LogEntry] = deque()
 
     def bring(self, values: SecretValues) -> None:
         """Takes values that came with a call, unless newer ones have come before."""
@@ -108,8 +109,11 @@ class LoadedCode:
         return masked_error(info, self.values)
 
     def take_printed(self) -> list[LogEntry]:
-        """What it printed and logged while it was loaded, for whoever asks first."""
-        printed, self._printed = self._printed, []
+        """What it printed and logged while it was loaded, for whoever asks first, from any thread."""
+        printed: list[LogEntry] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                printed.append(self._printed.popleft())
         return printed
 
     @property
@@ -191,7 +195,7 @@ class LoadedCode:
                 except BaseException as error:
                     # Also those that end an event loop which they get into.
                     raise CodeLoadError(self.masked(describe(error, self._name))) from None
-            self._printed = recorder.kept()
+            self._printed.extend(recorder.kept())
             return loaded
 
         try:

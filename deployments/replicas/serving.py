@@ -23,7 +23,9 @@ from lattice.ports.execution import Definition
 from lattice.workflow.events import ErrorInfo
 
 _FAILED = ("UNHEALTHY", "DEPLOY_FAILED")
-#: How long replicas without a place are looked for in applications that are being deleted, in seconds.
+#: How long a replica that has a process may take to say so, in seconds.
+_ANSWER = 2.0
+#: How long replicas without one are looked for in applications that are being deleted, in seconds.
 _DELETING = 5.0
 #: Where the names of Serve's actors are.
 _NAMESPACE = "serve"
@@ -38,10 +40,12 @@ class Status:
     Attributes:
         ready: replicas that take calls.
         failure: why it can have no replica: the user's own error, where that is the reason.
+        deleting: it is being deleted.
     """
 
     ready: int
     failure: ErrorInfo | None
+    deleting: bool
 
 
 @serve.deployment(
@@ -104,46 +108,48 @@ def adopt(name: str) -> Any:
 
 def delete(names: Collection[str]) -> None:
     """Begins to delete applications; one that is not there is no error."""
-    if not names:
-        return
-    applications = _applications()
-    waiting = {
-        replica["actor_name"]
-        for name in names
-        for deployment in applications.get(name, {}).get("deployments", {}).values()
-        for replica in deployment["replicas"]
-        if not replica.get("node_id")
-    }
-    placed = _replicas(names) - waiting
     for name in names:
         serve.delete(name, _blocking=False)
-    if waiting:
-        _end(names, placed)
+    end_unplaced(names)
+
+
+def end_unplaced(names: Collection[str]) -> None:
+    """Ends the replicas without a process, as no node has room for them, of applications that are being deleted.
+
+    Serve lets each replica finish its batch, and so would wait an hour for one that has never been anywhere. Until its
+    next turns it starts others in their place.
+    """
+    replicas = _replicas(names)
+    placed = _answering(replicas)
+    until = time.monotonic() + _DELETING
+    while replicas != placed and time.monotonic() < until:
+        there = [application for name, application in _applications().items() if name in names]
+        if not there:
+            return
+        if all(application["status"] == "DELETING" for application in there):
+            for actor in _replicas(names) - placed:
+                with contextlib.suppress(ValueError):  # it is gone
+                    ray.kill(ray.get_actor(actor, _NAMESPACE))
+        time.sleep(0.1)
 
 
 def _replicas(names: Collection[str]) -> set[str]:
     """The actors of the replicas of applications, also of those that are being stopped."""
     prefixes = tuple(f"SERVE_REPLICA::{name}#" for name in names)
-    found = ray.util.list_named_actors(all_namespaces=True)
+    found = ray.util.list_named_actors(all_namespaces=True) if names else []
     return {actor["name"] for actor in found if actor["name"].startswith(prefixes)}
 
 
-def _end(names: Collection[str], placed: Collection[str]) -> None:
-    """Ends the replicas that wait for a place, all but `placed`, of applications that are being deleted.
-
-    Serve lets each replica finish its batch, and so would wait an hour for one that has never been anywhere. Until its
-    next turns it starts others in their place.
-    """
-    until = time.monotonic() + _DELETING
-    while time.monotonic() < until:
-        there = [application for name, application in _applications().items() if name in names]
-        if not there:
-            return
-        if all(application["status"] == "DELETING" for application in there):
-            for actor in _replicas(names).difference(placed):
-                with contextlib.suppress(ValueError):  # it is gone
-                    ray.kill(ray.get_actor(actor, _NAMESPACE))
-        time.sleep(0.1)
+def _answering(replicas: Collection[str]) -> set[str]:
+    """Those that have a process, which says so."""
+    answers: dict[ray.ObjectRef[Any], str] = {}
+    for actor in replicas:
+        with contextlib.suppress(ValueError):  # it is gone
+            answers[ray.get_actor(actor, _NAMESPACE).__ray_ready__.remote()] = actor
+    if not answers:
+        return set()
+    come, _ = ray.wait([*answers], num_returns=len(answers), timeout=_ANSWER, fetch_local=False)
+    return {answers[each] for each in come}
 
 
 def statuses(prefix: str) -> dict[str, Status]:
@@ -166,7 +172,8 @@ def statuses(prefix: str) -> dict[str, Status]:
                 texts.insert(0, deployment["message"])
         if failure is None and texts:
             failure = _start_failure(texts[0])
-        found[name] = Status(ready, None if ready else failure)
+        deleting = application["status"] == "DELETING"
+        found[name] = Status(ready, None if ready else failure, deleting)
     return found
 
 
