@@ -144,9 +144,12 @@ class Prometheus:
 
 @contextmanager
 def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """A Prometheus with the configuration as it is, but for whom it asks, and how often."""
+    """A Prometheus with the configuration as it is, but for whom it asks, and how often.
+
+    It waits no longer for an answer than until it asks again: a slow machine's service needs those seconds.
+    """
     document = yaml.safe_load(CONFIG.read_text())
-    document["global"] |= {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
+    document["global"] |= {"scrape_interval": "3s", "evaluation_interval": "500ms"}
     document["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
     config = folder / CONFIG.name
     config.write_text(yaml.safe_dump(document))
@@ -232,8 +235,8 @@ def used(service: Service, prometheus: Prometheus) -> float:
             expected = ended() + len(TASKS)
             use(rest)
             wait_for("the runs in Prometheus", lambda least=expected: ended() >= least)
-    newest = prometheus.query("max(timestamp(lattice_runs_active))")
-    return newest[0][1]
+    newest = wait_for("a scrape", lambda: prometheus.query("max(timestamp(lattice_runs_active))"))
+    return float(newest[0][1])
 
 
 def test_promtool_takes_configuration_and_rules() -> None:
@@ -249,8 +252,13 @@ def test_promtool_finds_no_fault_with_the_metrics(service: Service, used: float)
 
 def test_prometheus_reaches_the_service(prometheus: Prometheus, used: float) -> None:
     """It takes every sample, and has nothing to complain of."""
-    [target] = prometheus.get("targets")["activeTargets"]
-    assert (target["health"], target["lastError"]) == ("up", "")
+
+    def reached() -> dict[str, Any] | None:
+        [target] = prometheus.get("targets")["activeTargets"]
+        return target if target["health"] == "up" else None
+
+    target = wait_for("a scrape", reached)
+    assert target["lastError"] == ""
     assert target["labels"]["job"] == "lattice"
     log = prometheus.log.read_text()
     assert "level=info" in log
