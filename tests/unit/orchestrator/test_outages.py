@@ -137,6 +137,8 @@ async def test_what_would_begin_waits(world: World, monkeypatch: pytest.MonkeyPa
     assert world.dispatcher.jobs == {}
     outage.end()
     await over(world)
+    # What waited is committed after what the database was asked for meanwhile.
+    await world.orchestrator._parts.journal.barrier()
     assert list(world.dispatcher.jobs) == [(run_id, B)]
     assert (await world.messages(late))[-1] == "finish_workflow"
 
