@@ -135,7 +135,10 @@ class OrchestratorDeployment:
     async def follow(
         self, run_id: Any, workflow_id: Any, after: int, logs: bool, caller: Caller
     ) -> AsyncIterator[list[str] | LogMessages | Refusal]:
-        """Messages of a run in groups, one of them empty if there are none; an expected error comes as a last `Refusal`."""
+        """Messages of a run in groups, one of them empty if there are none.
+
+        An expected error comes as a last `Refusal`.
+        """
         if isinstance(self._orchestrator, StoreUnavailableError):
             yield Refusal(self._orchestrator)
             return

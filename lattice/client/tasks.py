@@ -47,8 +47,8 @@ class Declaration:
         outputs: name and data type of each output.
         keywords: the code takes its inputs as keyword arguments, not as one dict.
         single: the code's value is its only output, not a dict of outputs.
-        needs: `resources`, `batch_config`, `autoscaling`, `retry`, `timeout`, `runtime_env`, `sandbox`, `secrets` as far as given, in the
-            form of the API.
+        needs: `resources`, `batch_config`, `autoscaling`, `retry`, `timeout`, `runtime_env`, `sandbox`,
+            `secrets` as far as given, in the form of the API.
     """
 
     name: str

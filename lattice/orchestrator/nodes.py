@@ -1,8 +1,8 @@
 """The worker nodes that users registered, matched with the nodes that the engine has.
 
 A registered node need not be known to the engine yet: it waits until the engine reports a node with its
-id or, failing that, its address; if it is gone, one that comes from its address. A disconnected node keeps what runs on it and gets nothing new.
-Nodes of the engine that nobody registered may be used.
+id or, failing that, its address; if it is gone, one that comes from its address. A disconnected node keeps what
+runs on it and gets nothing new. Nodes of the engine that nobody registered may be used.
 
 What the engine does not have is forgotten some day, as machines come and go for ever: one that said that it leaves
 at the next look of the housekeeping, any other when it has been away for long enough for people to have seen it.

@@ -78,7 +78,8 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 class _Live:
     """A run, when and in which trace it was requested, and what prevents the timer that each task waits for.
 
-    `deadline` prevents the run's own. `needs` is what its tasks ask for, once somebody has wanted to know; `places` where those run that do.
+    `deadline` prevents the run's own. `needs` is what its tasks ask for, once somebody has wanted to
+    know; `places` where those run that do.
     """
 
     run: Run

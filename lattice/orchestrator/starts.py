@@ -39,7 +39,8 @@ class Starts:
     """Makes the effects that start runs.
 
     `check` raises InvalidRequestError for resources that no node has; its second argument says whose.
-    `deadline` is that of runs that say none, `max_deadline` the longest, in seconds. With `traces`, runs are in the trace of their request.
+    `deadline` is that of runs that say none, `max_deadline` the longest, in seconds. With
+    `traces`, runs are in the trace of their request.
     """
 
     def __init__(

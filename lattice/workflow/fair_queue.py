@@ -1,8 +1,8 @@
 """Jobs that wait for their turn: fair between groups, bounded per lane. Pure bookkeeping.
 
-A lane holds what competes for the same resources, or is of one tenant; a group is a run. In each lane the groups take turns,
-so a run of ten thousand tasks does not starve a run of three; and only so many items of a lane are out at
-a time, so what waits for a GPU does not hold up what needs none.
+A lane holds what competes for the same resources, or is of one tenant; a group is a run. In each lane the groups
+take turns, so a run of ten thousand tasks does not starve a run of three; and only so many items of a lane are out
+at a time, so what waits for a GPU does not hold up what needs none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The sandbox of a task that nobody trusts: what its processes may use. How it is kept is `lattice.execution.sandbox`'s."""
+"""The sandbox of a task that nobody trusts: what its processes may use.
+
+How it is kept is `lattice.execution.sandbox`'s.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real Prometheus takes what configs/monitoring has: it reaches the service, and every panel and alert finds its data."""
+"""A real Prometheus takes what configs/monitoring has: it reaches the service, and all panels and alerts find data."""
 
 from __future__ import annotations
 

@@ -55,7 +55,10 @@ async def readyz() -> ReadyResponse:
     },
 )
 async def metrics(holder: AppHolder) -> Response:
-    """Metrics for Prometheus, where `metrics_exporter` is `prometheus`. Where API keys are configured, it needs an `admin` key."""
+    """Metrics for Prometheus, where `metrics_exporter` is `prometheus`.
+
+    Where API keys are configured, it needs an `admin` key.
+    """
     text = None if holder.metrics is None else holder.metrics.render()
     if holder.metrics is None or text is None:
         raise HTTPException(

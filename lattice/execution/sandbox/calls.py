@@ -64,7 +64,7 @@ _CLONE, _SOCKET, _MMAP, _CLONE3 = (56, 220), (41, 198), (9, 222), 435
 _SHARED, _ANONYMOUS = 0x01, 0x20
 #: Flags of `clone` that make a namespace.
 _NAMESPACES = 0x7E020000
-#: Unix, IPv4 and IPv6, which end in namespaces. Others do not, such as the sockets between a virtual machine and its host.
+#: Unix, IPv4 and IPv6, which end in namespaces. Others do not, such as those between a virtual machine and its host.
 _FAMILIES = (1, 2, 10)
 _X32 = 0x40000000
 

@@ -28,7 +28,8 @@ class _Process:
         begun: when, in the kernel's ticks; with its id it names a process for good.
         own: seconds of its CPU time.
         waited: seconds of the children that it waited for.
-        memory: in bytes, what it does not share. What processes share is in the scratch folder, which has a limit itself.
+        memory: in bytes, what it does not share. What processes share is in the scratch folder, which has a limit
+            itself.
     """
 
     process: int

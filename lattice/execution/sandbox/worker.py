@@ -1,6 +1,7 @@
 """The worker process's side of sandboxes: starts what makes them, hands calls in, watches, and takes answers.
 
-What comes out is bytes that were read once within the sandbox, and is read as plain data and nothing else. What is printed inside goes to the attempt's record.
+What comes out is bytes that were read once within the sandbox, and is read as plain data and nothing else.
+What is printed inside goes to the attempt's record.
 """
 
 from __future__ import annotations
