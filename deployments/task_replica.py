@@ -165,7 +165,8 @@ class TaskReplica:
             async with self._code.in_use(time.time()):
                 pass
         except CodeLoadError as error:
-            raise ConstructionError(wire.error_text(error.info)) from None
+            text = wire.error_text(error.info, self._code.take_printed())
+            raise ConstructionError(text) from None
 
     @contextlib.contextmanager
     def _open(self, secrets: Mapping[str, str]) -> Iterator[Function]:
@@ -274,13 +275,15 @@ class TaskReplica:
         return self._code.masked(describe(error, self._task.code.name))
 
     def _refuse(self, items: list[_Item], info: ErrorInfo, *, lost: bool) -> None:
-        """None of a batch can run."""
+        """None of a batch can run. What its code printed while it was to be loaded is the first call's."""
         info = self._code.masked(info)
+        logs = wire.logs_before(self._code.take_printed())
         for item in items:
             placement = self._placement(item, time.time(), len(items))
             frame = _failure(item.assignment, info, placement, lost=lost)
-            item.outbox.ends.append((item.place, frame, None))
+            item.outbox.ends.append((item.place, logs + frame, None))
             item.outbox.arrived.set()
+            logs = b""
 
     def _placement(self, item: _Item, at: float, size: int) -> Placement:
         return Placement(

@@ -22,6 +22,7 @@ from ray.serve.exceptions import RayServeException
 from deployments.replicas import identity
 from deployments.replicas.application import Application, Attempt, Group, Key
 from deployments.replicas.fleet import Fleet
+from deployments.replicas.serving import Failure
 from deployments.task_replica import LargeReference
 from lattice.execution import ray_cluster, wire
 from lattice.execution.assignment import Assignment
@@ -32,11 +33,10 @@ from lattice.execution.ray_tasks import RECALL_AFTER
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import Room, shortage
 from lattice.ids import Digest, NodeId, RunId, TaskId
-from lattice.ports.execution import Definition, Job, Load, Report, TaskLogged
+from lattice.ports.execution import Definition, Job, Load, LogEntry, Report, TaskLogged
 from lattice.ports.secrets import SecretError
 from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import (
-    ErrorInfo,
     TaskFailed,
     TaskLost,
     TaskSucceeded,
@@ -264,10 +264,14 @@ class ReplicaDispatcher:
             return
         if large is not None and not taken.cancelled:
             self._held.keep(taken.job.run_id, taken.job.task_id, large)
-        if entries and not taken.cancelled and not self._closed:
-            logged = TaskLogged(end.task_id, end.attempt, entries, final=True)
-            self._report(taken.job.run_id, logged)
+        self._log(taken, entries)
         self._finish(taken, end)
+
+    def _log(self, taken: Attempt, entries: tuple[LogEntry, ...]) -> None:
+        """All that an attempt has printed, which has ended."""
+        if entries and not taken.cancelled and not self._closed:
+            job = taken.job
+            self._report(job.run_id, TaskLogged(job.task_id, job.attempt, entries, final=True))
 
     def _finish(self, taken: Attempt, end: TaskSucceeded | TaskFailed | TaskLost) -> None:
         """The end of a job, wherever it is."""
@@ -402,12 +406,19 @@ class ReplicaDispatcher:
         self._queue.recheck()
         self._pump_soon()
 
-    def failed(self, application: Application, info: ErrorInfo, *, lost: bool) -> None:
-        """The application cannot have a replica: ends all its jobs."""
+    def failed(self, application: Application, failure: Failure, *, lost: bool) -> None:
+        """The application cannot have a replica: ends all its jobs.
+
+        What its code printed meanwhile is told with one of each run: it was loaded for all of them.
+        """
         kind = TaskLost if lost else TaskFailed
+        told: set[RunId] = set()
         for taken in [*application.work]:
             job = taken.job
-            self._finish(taken, kind(job.task_id, job.attempt, time.time(), info))
+            if job.run_id not in told:
+                told.add(job.run_id)
+                self._log(taken, failure.printed)
+            self._finish(taken, kind(job.task_id, job.attempt, time.time(), failure.info))
         self.gone(application)
 
     def gone(self, application: Application) -> None:

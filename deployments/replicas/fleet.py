@@ -21,7 +21,7 @@ from deployments.replicas import identity, serving
 from deployments.replicas.application import Application
 from deployments.replicas.code_files import CodeFiles
 from deployments.replicas.identity import Bounds
-from deployments.replicas.serving import Status
+from deployments.replicas.serving import Failure, Status
 from deployments.task_replica import LargeReference, ReplicaTask
 from lattice.execution import attempt, ray_cluster, wire
 from lattice.execution.assignment import Assignment
@@ -60,7 +60,7 @@ class Crew(Protocol):
     def changed(self, application: Application) -> None:
         """It can be called, or has another number of replicas."""
 
-    def failed(self, application: Application, info: ErrorInfo, *, lost: bool) -> None:
+    def failed(self, application: Application, failure: Failure, *, lost: bool) -> None:
         """It cannot have a replica. `lost`: not because of the task itself."""
 
     def gone(self, application: Application) -> None:
@@ -204,8 +204,8 @@ class Fleet:
         except Exception as error:
             # The call, or the secrets for it, cannot be had; whatever it is, nothing would ask again.
             application.warming = None
-            info = wire.find_error(str(error))
-            self._cool(application, f"{info.type}: {info.message}" if info else str(error))
+            found = wire.find_error(str(error))
+            self._cool(application, f"{found[0].type}: {found[0].message}" if found else str(error))
         finally:
             application.last_used = self._loop.time()
             if stream is not None:
@@ -262,17 +262,17 @@ class Fleet:
                 application.handle = await self._deploy(application)
         except _CodeMissingError as error:
             info = ErrorInfo(type(error.__cause__).__qualname__, str(error))
-            self._fail(application, info, lost=True)
+            self._fail(application, Failure(info), lost=True)
         except (TypeError, ValueError) as error:
             # Options that the engine refuses, such as a malformed runtime_env.
-            self._fail(application, explain(error), lost=False)
+            self._fail(application, Failure(explain(error)), lost=False)
         except Exception as error:
             # Serve itself has a problem, or is ending: the watch tries again.
             application.refusals += 1
             _logger.warning("an application could not be deployed: %s", error)
             if application.refusals > _MAX_REFUSALS:
                 application.refusals = 0
-                self._fail(application, explain(error), lost=True)
+                self._fail(application, Failure(explain(error)), lost=True)
         finally:
             application.creating = None
         if application.handle is not None:
@@ -308,9 +308,9 @@ class Fleet:
         except Exception as error:
             raise _CodeMissingError(f"the task's code is not to be had: {error}") from error
 
-    def _fail(self, application: Application, info: ErrorInfo, *, lost: bool) -> None:
-        self._cool(application, f"{info.type}: {info.message}")
-        self._crew.failed(application, info, lost=lost)
+    def _fail(self, application: Application, failure: Failure, *, lost: bool) -> None:
+        self._cool(application, f"{failure.info.type}: {failure.info.message}")
+        self._crew.failed(application, failure, lost=lost)
 
     def remove(self, application: Application) -> None:
         """Deletes an application; jobs that come meanwhile wait for the next of its name."""

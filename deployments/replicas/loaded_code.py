@@ -32,8 +32,8 @@ from lattice.workflow.events import ErrorInfo
 
 #: So many of the values before stay masked.
 _MOST_OLD = 100
-#: What is kept of what code prints while it is loaded, in bytes.
-_MOST_PRINTED = 64 * 1024
+#: What is kept of what code prints while it is loaded, in bytes. Where it does not load, Serve is told it.
+_MOST_PRINTED = 16 * 1024
 
 Result = TypeVar("Result")
 #: Loads code while secrets are in the environment, and lets go of it at the end.
@@ -109,7 +109,7 @@ class LoadedCode:
         return masked_error(info, self.values)
 
     def take_printed(self) -> list[LogEntry]:
-        """What it printed and logged while it was loaded, for whoever asks first, from any thread."""
+        """What it printed and logged while it was loaded, or was to be, for whoever asks first, from any thread."""
         printed: list[LogEntry] = []
         with contextlib.suppress(IndexError):
             while True:
@@ -184,19 +184,18 @@ class LoadedCode:
                 return Loaded(function, secrets, stack.pop_all())
 
         def load_or_say_why() -> Loaded:
-            with capture.recording(_MOST_PRINTED, lambda entries: None, self.values) as recorder:
-                try:
-                    loaded = load()
-                except UnavailableError as error:
-                    info = self.masked(error.error)
-                    raise UnavailableError(info, lost=error.lost) from None
-                except CodeLoadError as error:
-                    raise CodeLoadError(self.masked(error.info)) from None
-                except BaseException as error:
-                    # Also those that end an event loop which they get into.
-                    raise CodeLoadError(self.masked(describe(error, self._name))) from None
-            self._printed.extend(recorder.kept())
-            return loaded
+            try:
+                with capture.recording(_MOST_PRINTED, _told_later, self.values) as recorder:
+                    return load()
+            except UnavailableError as error:
+                raise UnavailableError(self.masked(error.error), lost=error.lost) from None
+            except CodeLoadError as error:
+                raise CodeLoadError(self.masked(error.info)) from None
+            except BaseException as error:
+                # Also those that end an event loop which they get into.
+                raise CodeLoadError(self.masked(describe(error, self._name))) from None
+            finally:
+                self._printed.extend(recorder.kept())
 
         try:
             self._loaded = await self._in_thread(load_or_say_why)
@@ -204,3 +203,7 @@ class LoadedCode:
             self._failed = _Failed(time.time(), secrets, error.info)
             raise
         self.loaded_at = time.time()
+
+
+def _told_later(entries: list[LogEntry]) -> None:
+    """What is printed while code is loaded is told with the call that it was loaded for."""

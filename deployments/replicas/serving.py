@@ -19,7 +19,7 @@ from deployments.replicas.identity import Bounds
 from deployments.task_replica import ReplicaTask, TaskDeployment
 from lattice.execution import wire
 from lattice.execution.failures import shortened
-from lattice.ports.execution import Definition
+from lattice.ports.execution import Definition, LogEntry
 from lattice.workflow.events import ErrorInfo
 
 _FAILED = ("UNHEALTHY", "DEPLOY_FAILED")
@@ -34,17 +34,28 @@ _MAX_MESSAGE = 4_000
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an application can have no replica: the user's own error, where that is the reason.
+
+    Attributes:
+        printed: what the code printed before.
+    """
+
+    info: ErrorInfo
+    printed: tuple[LogEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """An application as Serve sees it.
 
     Attributes:
         ready: replicas that take calls.
-        failure: why it can have no replica: the user's own error, where that is the reason.
         deleting: it is being deleted.
     """
 
     ready: int
-    failure: ErrorInfo | None
+    failure: Failure | None
     deleting: bool
 
 
@@ -166,7 +177,7 @@ def statuses(prefix: str) -> dict[str, Status]:
             ready = sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
             if deployment["status"] != "HEALTHY":
                 # Serve tries three times; the user's own error is known after the first.
-                failure = wire.find_error(deployment["message"])
+                failure = _own_failure(deployment["message"])
             failed = deployment["status"] in _FAILED
             if failed and "HEALTH_CHECK" not in deployment["status_trigger"]:
                 texts.insert(0, deployment["message"])
@@ -177,10 +188,17 @@ def statuses(prefix: str) -> dict[str, Status]:
     return found
 
 
-def _start_failure(message: str) -> ErrorInfo:
+def _own_failure(message: str) -> Failure | None:
+    """The user's own error in a text of Serve's."""
+    found = wire.find_error(message)
+    return None if found is None else Failure(*found)
+
+
+def _start_failure(message: str) -> Failure:
     """What keeps a replica from starting, where it is not the code: its environment, its process."""
-    known = wire.find_error(message)
+    known = _own_failure(message)
     if known is not None:
         return known
     text = shortened(re.sub(r"\x1b\[[0-9;]*m", "", message).strip(), _MAX_MESSAGE)
-    return ErrorInfo("ReplicaStartError", f"the replica of the task could not be started: {text}")
+    said = f"the replica of the task could not be started: {text}"
+    return Failure(ErrorInfo("ReplicaStartError", said))

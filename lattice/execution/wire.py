@@ -282,17 +282,23 @@ def decode_rendering(frame: bytes) -> Rendering:
         raise FrameError(type(error).__name__) from error
 
 
-def error_text(error: ErrorInfo) -> str:
-    """`error` as text for people, from which `find_error` takes it out of whatever text is around it."""
-    exact = base64.b64encode(_encode(_error(error)).encode()).decode()
+def error_text(error: ErrorInfo, printed: Sequence[LogEntry] = ()) -> str:
+    """`error` as text for people, from which `find_error` takes it out of whatever text is around it.
+
+    `printed`: what the code had printed by then.
+    """
+    exact = base64.b64encode(logs_before(printed) + _encode(_error(error)).encode()).decode()
     return f"{error.type}: {error.message}\n{error.traceback}\n[lattice-error:{exact}]"
 
 
-def find_error(text: str) -> ErrorInfo | None:
-    """The last error that `error_text` has put into `text`, if there is one."""
+def find_error(text: str) -> tuple[ErrorInfo, tuple[LogEntry, ...]] | None:
+    """The last error that `error_text` has put into `text`, and what was printed before, if there is one."""
     found = _ERROR.findall(text)
     try:
-        return _decode_error(_decode(base64.b64decode(found[-1]).decode())) if found else None
+        if not found:
+            return None
+        printed, exact = split_logs(base64.b64decode(found[-1]))
+        return _decode_error(_decode(exact.decode())), printed
     except Exception:  # cut off, or written by user code
         return None
 

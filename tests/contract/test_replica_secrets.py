@@ -176,10 +176,19 @@ class Caller:
     assert "key ***\n" in printed
     assert "<***>\n" in printed
     assert "with ***\n" in printed
-    construct = "import os\nclass Model:\n    def __init__(self): raise OSError('no ' + os.environ['KEY'])\n"
-    failed = await bench.fail(construct, "constructor", secrets=("KEY",), **SMALL)
+    construct = """
+import os
+class Model:
+    def __init__(self):
+        print("opened with", os.environ["KEY"])
+        raise OSError("no " + os.environ["KEY"])
+"""
+    job = bench.job(construct, "constructor", secrets=("KEY",), **SMALL)
+    bench.dispatcher.submit(job)
+    failed: Any = await bench.end(job)
     assert failed.error.message == "constructing Model failed: no ***"
     assert "in __init__" in failed.error.traceback
+    assert [entry.text for entry in await bench.printed(job)] == ["opened with ***\n"]
     await asyncio.sleep(0.5)
     assert SECRET[:12] not in str(bench.reports)
     assert SECRET not in str(await asyncio.to_thread(lambda: serve.status()))

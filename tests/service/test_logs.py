@@ -164,6 +164,20 @@ def test_what_a_class_prints_in_its_constructor_comes_with_its_first_call(rest: 
     assert times == sorted(times)
 
 
+def test_what_a_class_prints_whose_constructor_fails_is_kept(rest: Rest) -> None:
+    """It is constructed for all who wait for it, and has no call, so one of them has it."""
+    code = CONSTRUCTS.replace("def __call__", "    raise OSError('no')\n    def __call__")
+    workflow_id = rest.workflow()
+    ids = [rest.task(workflow_id, "Model", code, resources={"cpu": 0.1}) for _ in range(2)]
+    run_id = rest.run(workflow_id)
+    last = rest.messages(workflow_id, run_id)[-1]
+    assert last["data"]["status"] == "failed"
+    silent, told = sorted((pages(rest, run_id, each) for each in ids), key=len)
+    assert silent == []
+    assert text(told) == "module\nconstructor\n"
+    assert (told[1]["level"], told[1]["logger"]) == ("WARNING", "mine")
+
+
 def test_an_attempt_that_fails_shows_what_it_printed(rest: Rest) -> None:
     """Each attempt by itself, and one alone on request."""
     code = "def task(p):\n    print('about to fail')\n    raise OSError('no')\n"

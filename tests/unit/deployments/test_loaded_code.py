@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -128,6 +129,20 @@ async def test_what_loading_prints_is_had_once(
         assert "".join(entry.text for entry in code.take_printed()) == "with ***\n"
         assert code.take_printed() == []
         assert capsys.readouterr().out == "with ***\n"
+
+
+async def test_what_loading_that_fails_prints_is_had_once(
+    source: Callable[[str], LoadedCode],
+) -> None:
+    """As of loading that does not."""
+    code = source("import os\nprint('with', os.environ['K'])\nraise ValueError(os.environ['K'])\n")
+    for at, value in enumerate(("a-secret", "b-secret"), 1):
+        code.bring(SecretValues(at, {"K": value}))
+        with pytest.raises(CodeLoadError):
+            async with code.in_use(time.time()):
+                pass
+        assert "".join(entry.text for entry in code.take_printed()) == "with ***\n"
+        assert code.take_printed() == []
 
 
 async def test_new_values_load_it_anew(code: Story) -> None:

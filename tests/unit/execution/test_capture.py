@@ -24,6 +24,7 @@ from lattice.execution.capture import recording
 from lattice.execution.recorder import Recorder
 from lattice.ids import RunId, TaskId
 from lattice.ports.execution import LogEntry, TaskLogged
+from lattice.workflow.events import ErrorInfo
 
 #: Longest wait, in seconds, for something that does happen.
 LONG = 20.0
@@ -418,6 +419,15 @@ def test_logs_travel_before_the_frame_of_an_end() -> None:
     assert wire.logs_before(()) == b""
     assert wire.split_logs(b"frame") == ((), b"frame")
     assert wire.split_logs(wire.logs_before(ENTRIES) + b"frame") == (ENTRIES, b"frame")
+
+
+def test_logs_travel_in_the_text_of_an_error() -> None:
+    """Whatever they say, and however much text is around it."""
+    info = ErrorInfo("OSError", "no")
+    entries = (*ENTRIES, LogEntry(6, 7.0, "stdout", "[lattice-error:AAAA]"))
+    text = f"before\n{wire.error_text(info, entries)}\nafter"
+    assert wire.find_error(text) == (info, entries)
+    assert wire.find_error(text.replace("]", "", 1)) is None
 
 
 def test_a_note_is_of_each_attempt_of_a_batch() -> None:

@@ -135,7 +135,7 @@ def test_the_bases_of_an_exception_are_named_for_retry_policies() -> None:
         "Exception",
         "BaseException",
     )
-    assert wire.find_error(wire.error_text(info)) == info
+    assert wire.find_error(wire.error_text(info)) == (info, ())
     failed = TaskFailed(TaskId("t"), 1, 2.0, info)
     assert wire.decode_end(wire.encode_end(failed)) == failed
     kind: type[Exception] = ValueError
