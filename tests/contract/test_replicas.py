@@ -17,7 +17,7 @@ from ray import serve
 from deployments.replicas.identity import Bounds
 from lattice.ids import RunId, TaskId
 from lattice.ports.execution import Argument, Job
-from lattice.workflow.events import TaskFailed, TaskLost, TaskSucceeded
+from lattice.workflow.events import TaskFailed, TaskLost, TaskStarted, TaskSucceeded
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import LONG, Bench, given
@@ -80,8 +80,9 @@ async def test_batches_form_across_runs(bench: Bench) -> None:
         assert end.placement.replica
         assert end.placement.batch_size is not None
         sizes.append(end.placement.batch_size)
-        started = await bench.started(job)
-        assert started.placement == end.placement
+        # A batch as short as this may end before its start is told.
+        started = TaskStarted(job.task_id, job.attempt, end.placement)
+        assert bench.reports[job.run_id, job.task_id] in ([started, end], [end])
     assert sum(sizes) / len(sizes) > 6
     assert max(sizes) <= 8
 
