@@ -27,8 +27,12 @@ ROOT = Path(__file__).parent.parent
 PATIENCE = 120.0
 
 
+#: Ports that this process has given away, of which some are listened on only later.
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that nobody listens on just now.
+    """A port that nobody listens on just now, and that was not given before.
 
     Not one that the system would choose: those go to the engine's own processes, which start between this
     and the use of the port, and one of them once answered every request in the service's place.
@@ -40,6 +44,8 @@ def free_port() -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+        if port not in _given:
+            _given.add(port)
             return port
 
 

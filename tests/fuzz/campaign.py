@@ -17,6 +17,7 @@ from tests.fuzz.request import Request
 from tests.fuzz.requests import Generator
 from tests.fuzz.verdict import Verdict
 from tests.fuzz.wire import Answer, Connection, NoAnswerError, SilentError
+from tests.running import wait_for
 
 #: Kinds of requests after which the other end may close, or wait, without a word.
 _UNANSWERED = ("broken framing", "hostile websocket")
@@ -131,12 +132,23 @@ class Campaign:
         What the service then holds does not depend on how much was asked of it.
         """
         with httpx.Client(base_url=self._url, timeout=120) as http:
-            while page := http.get("/runs", params={"limit": 1000}).json()["runs"]:
+
+            def asked(method: str, path: str, **params: int) -> httpx.Response:
+                """The answer of a service that may have much to do first."""
+
+                def answer() -> httpx.Response | None:
+                    found = http.request(method, path, params=params)
+                    return None if found.status_code == 503 else found
+
+                found: httpx.Response = wait_for(path, answer)
+                return found
+
+            while page := asked("GET", "/runs", limit=1000).json()["runs"]:
                 for run in page:
                     if run["status"] == "running":
                         http.post(f"/runs/{run['run_id']}/cancel")
                 for workflow_id in {run["workflow_id"] for run in page}:
                     http.delete(f"/workflows/{workflow_id}/runs", params={"limit": 10_000})
             with ThreadPoolExecutor(self._connections) as threads:
-                answers = threads.map(lambda _: http.post("/create_workflow"), range(_MANY))
+                answers = threads.map(lambda _: asked("POST", "/create_workflow"), range(_MANY))
                 assert {answer.status_code for answer in answers} == {200}

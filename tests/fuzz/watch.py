@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 
 import psutil
 
 from tests.fuzz.pickles import Mark
-from tests.running import INGRESS, ORCHESTRATOR, Service
+from tests.running import INGRESS, ORCHESTRATOR, Service, wait_for
 from tests.service.rest import Rest
 
 #: Processes that run user code. No other of the service may.
@@ -22,6 +23,8 @@ _CONTROL = re.compile(
     r"|\S*raylet/raylet|\S*gcs_server|\S*python\S* \S*serve run"
 )
 _PROXY = re.compile(r"\S*haproxy .*-f ")
+#: Seconds in which a process that is about to become another one has done so.
+_PASSES = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def probe(params):
 
 def heaps(rest: Rest) -> dict[str, Heap]:
     """What ingress and orchestrator hold now."""
-    message = rest.outcome(_PROBE)
+    message = rest.outcome(_PROBE, timeout=110)
     return {name: Heap(*found) for name, found in message["data"]["result"]["out"].items()}
 
 
@@ -80,25 +83,39 @@ class Watch:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self.control = self._matching(_CONTROL)
+        self.control = wait_for("processes that stay", self._steady)
+
+    def _steady(self) -> dict[int, str] | None:
+        first = self._matching(_CONTROL)
+        time.sleep(2)
+        return first if first == self._matching(_CONTROL) else None
 
     def _matching(self, pattern: re.Pattern[str]) -> dict[int, str]:
-        found = {}
+        found: dict[int, str] = {}
+        parents: dict[int, int] = {}
         for process in self._service.processes():
             try:
                 command = " ".join(process.cmdline()).strip()
+                parents[process.pid] = process.ppid()
             except psutil.NoSuchProcess:
                 continue
             if pattern.match(command):
                 found[process.pid] = command
-        return found
+        # A process that was forked has its parent's command until it executes its own.
+        return {pid: found[pid] for pid in found if found.get(parents[pid]) != found[pid]}
 
     def changes(self) -> list[str]:
-        """Processes that have gone, or have come, since the watch began."""
-        now = self._matching(_CONTROL)
-        both = self.control | now
-        changed = [f"{pid} {both[pid]}" for pid in self.control.keys() ^ now.keys()]
-        return changed if self._matching(_PROXY) else [*changed, "no HAProxy"]
+        """Processes that have gone, or have come, since the watch began: for good, as their numbers do not return."""
+        end = time.monotonic() + _PASSES
+        while True:
+            now = self._matching(_CONTROL)
+            both = self.control | now
+            changed = [f"{pid} {both[pid]}" for pid in self.control.keys() ^ now.keys()]
+            if not self._matching(_PROXY):
+                changed.append("no HAProxy")
+            if not changed or time.monotonic() > end:
+                return changed
+            time.sleep(1)
 
     def trespasses(self, marks: list[Mark]) -> list[Mark]:
         """Marks of processes in which no user's byte may be unpickled."""

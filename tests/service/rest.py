@@ -11,6 +11,8 @@ import cloudpickle
 import httpx
 import websockets.sync.client
 
+from tests.running import PATIENCE
+
 
 def inputs(**values: object) -> dict[str, Any]:
     """`task_input` of values; a text that begins with `@` is a reference."""
@@ -40,12 +42,20 @@ def pickled(value: object) -> str:
     return base64.b64encode(cloudpickle.dumps(value)).decode()
 
 
+def following(address: str, **options: Any) -> websockets.sync.client.ClientConnection:
+    """A WebSocket whose other end may be so busy that it is slow to answer."""
+    socket: websockets.sync.client.ClientConnection = websockets.sync.client.connect(
+        address, open_timeout=PATIENCE, ping_timeout=PATIENCE, **options
+    )
+    return socket
+
+
 class Rest:
     """A client of one service."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.http = httpx.Client(base_url=url, timeout=60)
+        self.http = httpx.Client(base_url=url, timeout=300)
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +118,7 @@ class Rest:
     def stream(self, workflow_id: str, run_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
         """The messages of a run as they come."""
         address = f"{self.url.replace('http', 'ws')}/get_workflow_res/{workflow_id}/{run_id}"
-        with websockets.sync.client.connect(f"{address}?after={after}") as socket:
+        with following(f"{address}?after={after}") as socket:
             for text in socket:
                 yield json.loads(text)
 

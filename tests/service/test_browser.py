@@ -33,7 +33,7 @@ const results = {};
 const address = (host, scheme) => `${scheme || "http"}://${host || "127.0.0.1"}:${SERVICE}`;
 const json = {method: "POST", headers: {"content-type": "application/json", ...HEADERS}, body: JSON.stringify(WORKFLOW)};
 const status = (url, options) => fetch(url, options).then(answer => answer.type == "opaque" ? "opaque" : answer.status);
-const within = (promise) => Promise.race([promise, new Promise(done => setTimeout(done, 10000, "nothing"))]);
+const within = (promise) => Promise.race([promise, new Promise(done => setTimeout(done, 60000, "nothing"))]);
 const socket = (host) => new Promise(done => {
     const opened = new WebSocket(address(host, "ws") + SOCKET, PROTOCOLS);
     opened.onmessage = () => done("open");
@@ -138,7 +138,7 @@ def tried(page: str, host: str, folder: Path) -> dict[str, Any]:
         ]
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            return shown.reports.get(timeout=150)
+            return shown.reports.get(timeout=700)
         finally:
             browser.terminate()
             browser.wait()

@@ -16,8 +16,7 @@ from tests.service.rest import Rest, inputs
 
 TALKS = """
 def talk(params):
-    print("one of", params["n"])
-    print("two")
+    print(f"one of {params['n']}\\ntwo\\n", end="")
     return {"out": 1}
 """
 FAILS = "def fails(params):\n    raise ValueError('the disk is made of cheese')\n"

@@ -14,9 +14,10 @@ from websockets.typing import Subprotocol
 
 from lattice import LangGraphClient, LatticeClient, ServiceError, task
 from lattice.keys import hash_of, new_key
-from tests.running import Service, running_service
+from tests.running import Service, running_service, wait_for
 from tests.service.rest import Rest
 from tests.service.test_browser import needs_browser, number_of_runs, page_for, tried
+from tests.service.test_isolation import everything_written
 
 ALICE, BOB, OPS, STRANGER = (new_key() for _ in range(4))
 KEYS = [
@@ -83,9 +84,9 @@ def test_the_sdk_works_with_a_key_and_not_without(
 
 def test_with_keys_it_may_be_reached_from_the_network(guarded: Service) -> None:
     """Under any name, by who has one; without keys it would not have started (`test_exposure.py`)."""
-    assert httpx.get(f"{guarded.url}/runs").status_code == 401
+    assert httpx.get(f"{guarded.url}/runs", timeout=60).status_code == 401
     headers = {**bearer(ALICE), "host": "lattice.example"}
-    assert httpx.get(f"{guarded.url}/runs", headers=headers).status_code == 200
+    assert httpx.get(f"{guarded.url}/runs", headers=headers, timeout=60).status_code == 200
 
 
 def test_another_tenants_ids_name_nothing(guarded: Service) -> None:
@@ -99,7 +100,7 @@ def test_another_tenants_ids_name_nothing(guarded: Service) -> None:
         f"/runs/{run.run_id}/events",
         f"/runs/{run.run_id}/tasks/t/result",
     ]
-    with httpx.Client(base_url=guarded.url) as http:
+    with httpx.Client(base_url=guarded.url, timeout=60) as http:
         for path in paths:
             unknown = http.get(path.replace(run.run_id, "nope"), headers=bearer(BOB))
             hers = http.get(path, headers=bearer(BOB))
@@ -193,27 +194,25 @@ def test_tenants_share_neither_batches_nor_processes(guarded: Service) -> None:
 
 
 def test_nodes_and_metrics_are_the_operators(guarded: Service) -> None:
-    with httpx.Client(base_url=guarded.url) as http:
+    with httpx.Client(base_url=guarded.url, timeout=60) as http:
         for path in ("/metrics", "/workers"):
             codes = [http.get(path, headers=bearer(key)).status_code for key in (ALICE, OPS)]
             assert codes == [403, 200], path
             assert http.get(path).status_code == 401
         for path in ("/healthz", "/readyz"):
-            assert http.get(path).status_code == 200
+            wait_for(path, lambda path=path: http.get(path).status_code == 200)
 
 
 def test_no_key_is_written_anywhere(guarded: Service) -> None:
     """Not to a log of any process, nor to the database, nor into an event; it has all the tests before behind it."""
-    folder = guarded.config.parent
-    with httpx.Client(base_url=guarded.url) as http:
+    with httpx.Client(base_url=guarded.url, timeout=60) as http:
         assert http.get("/runs", headers=bearer(STRANGER)).status_code == 401
         assert http.post("/run_workflow", headers=bearer(ALICE), json={}).status_code == 422
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert any(path.suffix == ".db" for path in files)
-    assert sum("replica_lattice" in path.name for path in files) > 1, "Serve's logs are looked at"
-    assert [path for path in files if _holds_a_key(path)] == []
+    written = everything_written(guarded)
+    assert any(path.suffix == ".db" for path in written)
+    assert sum("replica_lattice" in path.name for path in written) > 1, "Serve's logs are looked at"
+    assert [path for path, data in written.items() if _holds_a_key(data)] == []
 
 
-def _holds_a_key(path: Path) -> bool:
-    data = path.read_bytes()
+def _holds_a_key(data: bytes) -> bool:
     return any(key.encode() in data for key in (ALICE, BOB, OPS, STRANGER))

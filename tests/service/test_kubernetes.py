@@ -146,6 +146,16 @@ def test_the_manifest_is_served_as_kuberay_does_it(folder: Path) -> None:
         # With which KubeRay finds out which pods requests may go to.
         probe = httpx.get(f"http://127.0.0.1:{http}/-/healthz", timeout=60)
         assert (probe.status_code, probe.text) == (200, "success")
+
+        def reached() -> bool:
+            try:
+                ready = httpx.get(f"http://127.0.0.1:{http}/readyz", timeout=60)
+            except httpx.HTTPError:
+                return False
+            return ready.status_code == 200
+
+        # HAProxy hears of the application's replicas a moment after they run.
+        wait_for("the way to the service", reached)
         assert httpx.post(f"http://127.0.0.1:{http}/create_workflow", timeout=60).status_code == 401
         with LatticeClient(f"http://127.0.0.1:{http}", api_key=KEY) as client:
             workflow = client.create_workflow()

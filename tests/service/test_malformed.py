@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-import httpx
 import hypothesis
 import pytest
 import schemathesis
 
 from lattice.api.server import create_app
 from lattice.ports.service import OrchestratorService
-from tests.running import Service
+from tests.running import Service, wait_for
 from tests.service.rest import Rest
 
 #: Streams are read elsewhere; here a request has to end by itself.
@@ -177,5 +176,4 @@ def test_a_hostile_pickle_runs_only_where_tasks_run(rest: Rest, tmp_path: Any) -
 
 def test_the_service_is_well_after_all_that(rest: Rest) -> None:
     """Nothing crashed and nothing hangs."""
-    answer = httpx.get(f"{rest.url}/readyz", timeout=30)
-    assert answer.status_code == 200
+    wait_for("readiness", lambda: rest.http.get("/readyz").status_code == 200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,14 @@ class Model:
         self.calls += 1
         return {"out": self.calls}
 """
-SLOW = "import time\ndef slow(params):\n    time.sleep(1.5)\n    return {'out': 1}\n"
+SLOW = """
+import os, time
+def slow(params):
+    time.sleep(1.5)
+    while not os.path.exists(params["gate"]):
+        time.sleep(0.05)
+    return {"out": 1}
+"""
 
 
 def model() -> type:
@@ -72,13 +80,16 @@ def test_a_task_may_run_while_it_is_warmed_up(rest: Rest) -> None:
     assert ended(rest, rest.run(workflow_id))["status"] == "succeeded"
 
 
-def test_what_a_task_waits_for_is_shown(rest: Rest) -> None:
+def test_what_a_task_waits_for_is_shown(rest: Rest, tmp_path: Path) -> None:
     """The tasks upstream; and afterwards, how long each ran."""
     workflow_id = rest.workflow()
-    slow = rest.task(workflow_id, "slow", SLOW)
-    after = rest.task(workflow_id, "after", SLOW, task_input=inputs(x=f"@{slow}.out"))
+    gate = tmp_path / "gate"
+    slow = rest.task(workflow_id, "slow", SLOW, task_input=inputs(gate=str(gate)))
+    given = inputs(gate=str(gate), x=f"@{slow}.out")
+    after = rest.task(workflow_id, "after", SLOW, task_input=given)
     run_id = rest.run(workflow_id)
     tasks = {task["task_id"]: task for task in rest.get(f"/runs/{run_id}")["run"]["tasks"]}
     assert tasks[after]["waiting_for"] == "tasks upstream: slow"
+    gate.touch()
     tasks = {task["task_id"]: task for task in ended(rest, run_id)["tasks"]}
     assert tasks[slow]["timing"]["running"] >= 1.5

@@ -10,13 +10,14 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import websockets.exceptions
 import websockets.sync.client
 
 from tests.running import wait_for
-from tests.service.rest import Rest, inputs
+from tests.service.rest import Rest, following, inputs
 
 STEP = "import time\ndef step(p):\n    time.sleep(p['s'])\n    return {'out': 1}\n"
 WAITS = """
@@ -38,16 +39,22 @@ def chain(rest: Rest, length: int, seconds: float) -> str:
     return workflow_id
 
 
-def test_messages_come_when_they_happen(rest: Rest) -> None:
+def test_messages_come_when_they_happen(rest: Rest, tmp_path: Path) -> None:
     """The start of a task is told while it still runs, and its end before the next one's."""
-    workflow_id = chain(rest, 2, 1.5)
-    stream = rest.stream(workflow_id, rest.run(workflow_id))
-    times: dict[str, float] = {}
-    for message in stream:
-        times[f"{message['type']} {len(times)}"] = time.monotonic()
-    start, finish, _, _, end = times.values()
-    assert finish - start > 1.0
-    assert end - finish > 1.0
+    gates = [tmp_path / "first", tmp_path / "second"]
+    workflow_id = rest.workflow()
+    # One whose start was told too late would never end.
+    waits: dict[str, Any] = {"timeout": 100}
+    first = inputs(gate=str(gates[0]))
+    task_id = rest.task(workflow_id, "waits", WAITS, task_input=first, **waits)
+    second = inputs(gate=str(gates[1]), x=f"@{task_id}.out")
+    rest.task(workflow_id, "waits", WAITS, task_input=second, **waits)
+    told = (message["type"] for message in rest.stream(workflow_id, rest.run(workflow_id)))
+    assert next(told) == "start_task"
+    gates[0].touch()
+    assert [next(told), next(told)] == ["finish_task", "start_task"]
+    gates[1].touch()
+    assert [*told] == ["finish_task", "finish_workflow"]
 
 
 def test_messages_have_the_form_of_the_specification(rest: Rest) -> None:
@@ -87,7 +94,7 @@ def test_any_number_of_subscribers_at_any_time(rest: Rest) -> None:
 
 def closed(rest: Rest, path: str) -> tuple[int, str]:
     """Code and reason with which a socket is closed at once."""
-    with websockets.sync.client.connect(rest.url.replace("http", "ws") + path) as opened:
+    with following(rest.url.replace("http", "ws") + path) as opened:
         with pytest.raises(websockets.exceptions.ConnectionClosed) as caught:
             opened.recv(timeout=30)
         assert caught.value.rcvd is not None
@@ -130,10 +137,10 @@ def test_leaving_disturbs_nobody(rest: Rest, tmp_path: Path) -> None:
     address = f"{rest.url.replace('http', 'ws')}/get_workflow_res/{workflow_id}/{run_id}"
     with ExitStack() as stack:
         for _ in range(50):
-            leaving = stack.enter_context(websockets.sync.client.connect(address))
+            leaving = stack.enter_context(following(address))
             leaving.recv(timeout=30)
             leaving.socket.shutdown(socket.SHUT_RDWR)
-        stays = stack.enter_context(websockets.sync.client.connect(address))
+        stays = stack.enter_context(following(address))
         gate.touch()
         assert len([*stays]) == 5
     assert len(rest.messages(workflow_id, run_id)) == 5

@@ -169,7 +169,7 @@ def test_following_a_run_is_a_span_in_the_trace_of_who_follows(
 def test_a_batch_has_links_to_its_calls(receiver: Receiver, rest: Rest) -> None:
     """It has what user code does for all, in the trace of its first call; each call has a span in its own trace."""
     workflow_id = rest.workflow()
-    config = {"enabled": True, "batch_size": 2, "batch_timeout": 5}
+    config = {"enabled": True, "batch_size": 2, "batch_timeout": 60}
     rest.task(workflow_id, "batch", BATCH, task_output=outputs("out"), batch_config=config)
     traces = ["1" * 32, "2" * 32]
     runs = [start(rest, workflow_id, trace=trace) for trace in traces]

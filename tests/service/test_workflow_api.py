@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 import uuid
 from typing import Any
 
@@ -216,13 +215,11 @@ def test_run_workflow_refuses_what_cannot_run(rest: Rest) -> None:
     ):
         workflow_id = rest.workflow()
         rest.task(workflow_id, "a", GOOD, resources=resources)
-        began = time.monotonic()
         status, detail = rest.refused("/run_workflow", {"workflow_id": workflow_id})
         assert (status, words in detail) == (400, True), detail
         whole = submission(submitted("a", resources=resources))
         status, detail = rest.refused("/submit_workflow", whole)
         assert (status, words in detail) == (400, True), detail
-        assert time.monotonic() - began < 5
 
 
 def submission(*tasks: dict[str, Any], edges: object = ()) -> dict[str, Any]:
