@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from typing import Any, TextIO
 
 import gevent
@@ -374,9 +374,13 @@ class Listener(User):
     weight = 2
     wait_time = between(0.05, 0.5)
 
+    _listeners = count()
+
     def on_start(self) -> None:
-        # In turn, so that each has its share however short the test is.
-        self._turns = cycle(("early", "late", "resumed"))
+        # In turn, beginning with another each, so that each has its share however short the test is.
+        kinds = ("early", "resumed", "late")
+        first = next(Listener._listeners) % len(kinds)
+        self._turns = cycle(kinds[first:] + kinds[:first])
 
     @task
     def listen(self) -> None:

@@ -211,7 +211,15 @@ def running_service(
 @contextmanager
 def redeployed(service: Service, **settings: object) -> Iterator[None]:
     """The same configuration with other `settings`, deployed on the cluster of a running service."""
-    port = httpx.post(f"{service.url}/get_head_ray_port", timeout=PATIENCE).json()["port"]
+
+    def ask() -> int | None:
+        try:
+            answer = httpx.post(f"{service.url}/get_head_ray_port", timeout=PATIENCE)
+        except httpx.HTTPError:  # HAProxy replaces itself soon after the start
+            return None
+        return int(answer.json()["port"]) if answer.is_success else None
+
+    port = wait_for("the engine's port", ask)
     document = yaml.safe_load(service.config.read_text())
     document["applications"][0]["args"] |= settings
     changed = service.config.with_name("changed.yaml")

@@ -32,7 +32,7 @@ from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm, Resources
 
 #: Longest wait, in seconds, for something that does happen.
-LONG = 60.0
+LONG = 240.0
 #: Most tasks of a shape that Ray has at a time.
 IN_FLIGHT = 100
 

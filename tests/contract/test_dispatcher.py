@@ -300,7 +300,8 @@ async def test_what_is_printed_comes_before_the_end(bench: Bench) -> None:
         printed = [(stream, "".join(each.text for each in group)) for stream, group in by_stream]
         assert printed == expected
         reports = bench.reports[job.run_id, job.task_id]
-        assert reports.index(bench.logs(job)[-1]) < reports.index(bench.ends(job)[0])
+        (final,) = (each for each in bench.logs(job) if each.final)
+        assert reports.index(final) < reports.index(bench.ends(job)[0])
     silent = bench.job(lambda p: {}, "silent")
     bench.dispatcher.submit(silent)
     await bench.end(silent)

@@ -73,6 +73,13 @@ class ShortTasks(Bench):
         self.dispatcher._durations._seconds.clear()  # type: ignore[attr-defined]
         self.dispatcher._durations.observe(self.code(where), 1e-4)  # type: ignore[attr-defined]
 
+    async def until_idle(self) -> None:
+        """Waits until the engine has nothing of it."""
+        deadline = time.monotonic() + LONG
+        while self.dispatcher.load().engaged or self.dispatcher._in_flight:  # type: ignore[attr-defined]
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+
     def remember_nothing(self) -> None:
         """From now on, jobs count as short however long they take."""
         self.dispatcher._durations.observe = lambda *_: None  # type: ignore[attr-defined]
@@ -290,7 +297,7 @@ async def test_what_nobody_asks_for_is_forgotten(bench: ShortTasks) -> None:
     (end,) = await bench.submit(jobs[:1])
     assert isinstance(end, TaskSucceeded)
     assert not bench.ends(follower)
-    assert bench.dispatcher.load().engaged == 0
+    await bench.until_idle()
     argument = replace(follower.arguments[0], value=end.values["x"])
     await bench.submit([replace(follower, arguments=(argument,), after=())])
 
@@ -318,10 +325,7 @@ async def test_those_of_a_cancelled_run_end(bench: ShortTasks, tmp_path: Path) -
     await bench.started(jobs[0])
     for job in jobs:
         bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
-    deadline = time.monotonic() + LONG
-    while bench.dispatcher.load().engaged or bench.dispatcher._in_flight:  # type: ignore[attr-defined]
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
+    await bench.until_idle()
     assert not bench.ends(jobs[0])
     assert isinstance((await bench.submit([bench.short("next", 1)]))[0], TaskSucceeded)
 

@@ -135,17 +135,19 @@ async def test_an_interrupted_attempt_tells_its_last_words(bench: Bench) -> None
     """At once, as nobody reads the report of its end. Threads of replicas cannot be interrupted."""
 
     def speak(params: Params) -> None:
-        print("begun")
+        print("begun\n", end="")
         try:
             # One long call would not be interrupted.
             while True:
                 time.sleep(0.02)
         finally:
-            print("last words")
+            print("last words\n", end="")
 
     job = bench.job(speak)
     bench.dispatcher.submit(job)
     await bench.until(lambda: bool(bench.logs(job)))
+    # However slow the machine is, its process is not ended before it has said them.
+    bench.dispatcher._endings._grace = LONG  # type: ignore[attr-defined]
     bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
     await bench.until(lambda: len(bench.logs(job)) == 2)
     texts = [entry.text for logged in bench.logs(job) for entry in logged.entries]
@@ -173,7 +175,7 @@ async def test_what_tasks_wait_for_is_told(bench: Bench, tmp_path: Path) -> None
     async with asyncio.timeout(LONG):
         # The engine tells the head a moment later what is in use, and nobody when.
         while (  # noqa: ASYNC110
-            "2 asked" not in (waiting := await bench.waiting(wide, light, *holding))["wide"]
+            "2 asked, 0 of" not in (waiting := await bench.waiting(wide, light, *holding))["wide"]
         ):
             await asyncio.sleep(0.1)
     assert waiting["wide"] == "a free CPU: 2 asked, 0 of 2 free"
@@ -296,7 +298,7 @@ async def test_a_large_run_does_not_starve_a_small_one(bench: Bench, tmp_path: P
     await bench.until(finished)
     assert most <= IN_FLIGHT
     places = [place for place, (run, _) in enumerate(bench.order) if run == "small"]
-    assert max(places) < 100
+    assert max(places) < 1_000  # without turns, the last
     assert len(set(bench.order)) == 2_003
     assert not dispatcher._attempts
     assert not dispatcher._in_flight

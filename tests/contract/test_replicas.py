@@ -68,10 +68,10 @@ async def test_batches_form_across_runs(bench: Bench) -> None:
     """Each run gets its own result; while a batch runs, the next fills."""
 
     def work(batch: list[Params]) -> list[Params]:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return [{"y": params["x"] * 2} for params in batch]
 
-    jobs = batch_jobs(bench, work, 160)
+    jobs = batch_jobs(bench, work, 160, scaling=Scaling(max_replicas=1))
     sizes = []
     for x, job in enumerate(jobs):
         end = await bench.end(job)
@@ -80,7 +80,7 @@ async def test_batches_form_across_runs(bench: Bench) -> None:
         assert end.placement.replica
         assert end.placement.batch_size is not None
         sizes.append(end.placement.batch_size)
-        # A batch as short as this may end before its start is told.
+        # A batch may end before its start is told, which takes a moment.
         started = TaskStarted(job.task_id, job.attempt, end.placement)
         assert bench.reports[job.run_id, job.task_id] in ([started, end], [end])
     assert sum(sizes) / len(sizes) > 6
@@ -356,11 +356,10 @@ async def test_what_a_job_waits_for_is_told(engine: None, tmp_path: Path) -> Non
 async def test_a_definition_is_got_ready_before_there_is_a_job(bench: Bench) -> None:
     """One replica starts, and the first job finds it."""
     built = "class Model:\n    def __call__(self, params):\n        return {}\n"
-    definition = bench.definition("import time\n" + built, resources=SMALL)
-    bench.dispatcher.prepare(definition)
-
+    options = {"resources": SMALL, "scaling": Scaling(downscale_delay=300.0)}
+    bench.dispatcher.prepare(bench.definition("import time\n" + built, **options))
     await until_replicas(1)
-    end = await bench.run("import time\n" + built, resources=SMALL)
+    end = await bench.run("import time\n" + built, **options)
     assert isinstance(end, TaskSucceeded), end
     assert end.placement.starting == 0.0
 
@@ -405,7 +404,7 @@ class Model:
         return {}
 """
     options: dict[str, Any] = {"resources": SMALL}
-    slow = first.job(source, "slow", (given("seconds", 6),), **options)
+    slow = first.job(source, "slow", (given("seconds", 20),), **options)
     first.dispatcher.submit(slow)
     await first.started(slow)
     (name,) = serve.status().applications

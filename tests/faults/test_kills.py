@@ -24,7 +24,7 @@ import os, time
 def step(params):
     with open(params["marks"], "a") as marks:
         marks.write(f"begin {params['n']}\\n")
-    time.sleep(0.1)
+    time.sleep(0.2)
     with open(params["marks"], "a") as marks:
         marks.write(f"end {params['n']}\\n")
     return {"out": params["n"], "large": bytes(200_000)}
@@ -182,7 +182,7 @@ def test_the_ingress_is_killed_in_the_middle_of_a_run(
     workflow_id = workflow_of_50(rest, marks)
     run_id = rest.run(workflow_id)
     subscriber = Subscriber(rest, workflow_id, run_id)
-    subscriber.follow(lambda seen: service.kill(INGRESS) if seen == 40 else None)
+    subscriber.follow(lambda seen: service.kill(INGRESS) if seen == 10 else None)
     assert subscriber.reconnects >= 1
     check(subscriber, rest, run_id, marks, untold_retries=0)
     assert sum(begun(marks).values()) == TASKS

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from lattice import LangGraphClient, LatticeClient, RunFailedError, ServiceError, task
+from lattice import (
+    DeadlineError,
+    LangGraphClient,
+    LatticeClient,
+    RunFailedError,
+    ServiceError,
+    task,
+)
 from tests.running import ORCHESTRATOR, Service, running_service, wait_for
 from tests.service.rest import Rest, inputs
 
@@ -106,7 +113,7 @@ def test_only_named_exceptions_are_tried_again(
 def test_a_timeout_is_tried_again_by_its_name(rest: Rest, tmp_path: Path, gate: Path) -> None:
     marks = tmp_path / "marks"
     retry = {"max_attempts": 2, "backoff": 0.02, "on": ["TaskTimeoutError"]}
-    run_id = rest.run(waiting(rest, marks, gate, timeout=1.0, retry=retry))
+    run_id = rest.run(waiting(rest, marks, gate, timeout=4.0, retry=retry))
     assert ended(rest, run_id)["tasks"][0]["error"]["type"] == "TaskTimeoutError"
     assert begun(marks) == 2
 
@@ -121,14 +128,14 @@ def test_a_deadline_ends_the_work_even_over_a_kill(
     marks = tmp_path / "marks"
     workflow_id = waiting(rest, marks, gate, resources={"cpu": 2})
     began = time.time()
-    body = {"workflow_id": workflow_id, "deadline": 15}
+    body = {"workflow_id": workflow_id, "deadline": 40}
     run_id = rest.post("/run_workflow", body)["run_id"]
     wait_for("the task to begin", lambda: begun(marks))
     service.kill(ORCHESTRATOR)
     service.wait_until_ready()
     run = ended(rest, run_id)
     assert run["status"] == "failed"
-    assert time.time() - began >= 15
+    assert time.time() - began >= 40
     last = rest.messages(workflow_id, run_id)[-1]
     assert last["type"] == "finish_workflow"
     assert last["data"]["error"]["type"] == "DeadlineExceededError"
@@ -241,11 +248,20 @@ def test_too_many_runs_are_refused_and_the_sdk_waits_for_room(
 
     workflow = client.create_workflow()
     workflow.add_task(lambda: 7, name="seven")
-    with LatticeClient(rest.url, timeout=2) as hasty:
+    with LatticeClient(rest.url, timeout=3) as hasty:
         impatient = hasty.create_workflow()
         impatient.add_task(lambda: 7)
-        with pytest.raises(ServiceError, match="max_live_runs"):
-            impatient.run()
+
+        def refused() -> str | None:
+            try:
+                impatient.run()
+            except DeadlineError:
+                return None  # the answer was slow
+            except ServiceError as error:
+                return str(error)
+            raise AssertionError("it was let in")
+
+        assert "max_live_runs" in wait_for("the refusal", refused)
     threading.Timer(3, gate.unlink).start()
     assert workflow.run().result(timeout=60) == {"seven": {"result": 7}}
     assert all(ended(rest, run_id)["status"] == "succeeded" for run_id in runs)
@@ -263,7 +279,16 @@ def test_a_call_that_waits_too_long_for_resources_says_so(
             seven()
         assert caught.value.status == 504
         rest.post(f"/runs/{run_id}/cancel")
-        assert seven() == 7
+
+        def answered() -> bool:
+            try:
+                return bool(seven() == 7)
+            except ServiceError as error:
+                if error.status != 504:
+                    raise
+                return False  # what was cancelled has not let go yet
+
+        wait_for("the next call", answered)
 
 
 # -- the SDK while the service is killed -------------------------------------------------------

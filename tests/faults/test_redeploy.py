@@ -133,6 +133,7 @@ def test_a_redeploy_under_load_loses_no_request_and_no_run(service: Service) -> 
                 lambda before=before: (
                     not before & (now := pids(service)) and len(now) == 1 + INGRESS_REPLICAS
                 ),
+                patience=3 * PATIENCE,
             )
             more(3)
     stop.set()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.running import ORCHESTRATOR, Service, redeployed, running_service, wait_for
+from tests.running import INGRESS, ORCHESTRATOR, Service, redeployed, running_service, wait_for
 from tests.service.rest import Rest, inputs
 
 REPLICA = "ray::ServeReplica:lattice-task"
@@ -92,16 +93,13 @@ def test_replicas_outlive_the_service_version_that_made_them(
         (tmp_path / "go").touch()
         check(rest, start(rest, tmp_path))
         (replica,) = own_service.processes(REPLICA)
-        (before,) = own_service.processes(ORCHESTRATOR)
+        before = [*own_service.processes(ORCHESTRATOR), *own_service.processes(INGRESS)]
         with redeployed(own_service, max_tasks_per_workflow=777):
             wait_for(
-                "the next orchestrator",
-                lambda: [
-                    each
-                    for each in own_service.processes(ORCHESTRATOR)
-                    if each.pid != before.pid and not before.is_running()
-                ],
+                "the end of the old ones", lambda: not any(each.is_running() for each in before)
             )
+            wait_for("the next orchestrator", lambda: own_service.processes(ORCHESTRATOR))
+            wait_for("the next ingress", lambda: own_service.processes(INGRESS))
             own_service.wait_until_ready()
             check(rest, start(rest, tmp_path))
             assert own_service.processes(REPLICA) == [replica]
@@ -136,7 +134,12 @@ def start_shared(rest: Rest, number: int) -> list[tuple[str, str, int]]:
             resources={"cpu": 0.1},
         )
         started.append((workflow_id, x))
-    return [(workflow_id, rest.run(workflow_id), x) for workflow_id, x in started]
+    # At the same time, or on a slow machine each call's batch would end before the next one comes.
+    with ThreadPoolExecutor(8) as threads:
+        runs = threads.map(rest.run, [workflow_id for workflow_id, _ in started])
+        return [
+            (workflow_id, run_id, x) for (workflow_id, x), run_id in zip(started, runs, strict=True)
+        ]
 
 
 def starts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

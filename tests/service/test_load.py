@@ -12,7 +12,7 @@ from tests.running import ROOT
 def test_a_service_keeps_the_limits_under_load(tmp_path: Path) -> None:
     """No failure, no run lost, no message missed; the reports are written."""
     results = tmp_path / "results"
-    command = [sys.executable, "-m", "loadtests.load", "--users", "10", "--seconds", "15"]
+    command = [sys.executable, "-m", "loadtests.load", "--users", "10", "--seconds", "30"]
     done = subprocess.run(
         [*command, "--results", str(results)],
         cwd=ROOT,

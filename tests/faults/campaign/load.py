@@ -17,7 +17,7 @@ from tests.faults.campaign.notes import Notes, RunNotes
 from tests.faults.campaign.shapes import SHAPES, Expected, chain
 
 #: Seconds that a client waits for the service: longer than any outage, so that every error counts.
-PATIENCE = 150.0
+PATIENCE = 450.0
 
 #: What a client may do with a workflow beside running it once.
 CANCELLED, AGAIN = "cancelled", "again"

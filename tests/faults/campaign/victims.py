@@ -42,7 +42,7 @@ _ROUND = [
     NOTHING,
 ]
 #: Seconds until a process of the kind must have been found.
-_PATIENCE = 60.0
+_PATIENCE = 180.0
 
 
 @dataclass(frozen=True, slots=True)

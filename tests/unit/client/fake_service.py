@@ -6,6 +6,7 @@ import base64
 import json
 import pickle
 import platform
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -47,6 +48,7 @@ class FakeService:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.timeouts: list[float | None] = []
+        self._lock = threading.Lock()
         #: Answers by "METHOD path"; a list is used up one by one.
         self.answers: dict[str, list[Answer] | Answer] = {}
         self.functions: dict[str, Any] = {}
@@ -72,13 +74,15 @@ class FakeService:
         return [request.path for request in self.requests]
 
     def send(self, request: Request, timeout: float | None) -> Response:
-        self.requests.append(request)
-        self.timeouts.append(timeout)
+        with self._lock:
+            self.requests.append(request)
+            self.timeouts.append(timeout)
+            count = len(self.requests)
         answer = self.answers.get(f"{request.method} {request.path}")
         if isinstance(answer, list):
             answer = answer.pop(0) if answer else None
         if answer is None:
-            answer = self._default(request)
+            answer = self._default(request, count)
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, Response):
@@ -91,8 +95,7 @@ class FakeService:
     def close(self) -> None:
         self.closed = True
 
-    def _default(self, request: Request) -> Answer:
-        count = len(self.requests)
+    def _default(self, request: Request, count: int) -> Answer:
         document = json.loads(request.body or b"{}")
         match request.path:
             case "/healthz":

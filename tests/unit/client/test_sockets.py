@@ -39,19 +39,19 @@ def test_messages_and_the_end_of_a_connection() -> None:
     """Messages come as they were sent; a connection that ends is lost."""
     with (
         served(lambda connection: connection.send("one")) as url,
-        open_socket(url, 5) as socket,
+        open_socket(url, 30) as socket,
     ):
-        assert socket.receive(5) == "one"
+        assert socket.receive(30) == "one"
         with pytest.raises(LostError):
-            socket.receive(5)
+            socket.receive(30)
 
 
 def test_waiting_has_an_end() -> None:
     """After the time that was given."""
     release = threading.Event()
     with (
-        served(lambda connection: release.wait(5) and None) as url,
-        open_socket(url, 5) as socket,
+        served(lambda connection: release.wait(60) and None) as url,
+        open_socket(url, 30) as socket,
     ):
         with pytest.raises(TimeoutError):
             socket.receive(0)
@@ -62,10 +62,10 @@ def test_a_refusal_after_the_connection_is_made() -> None:
     """Codes from 4000 on are the service's own, with the status in their last digits."""
     with (
         served(lambda connection: connection.close(4404, "Run x not found")) as url,
-        open_socket(url, 5) as socket,
+        open_socket(url, 30) as socket,
         pytest.raises(ServiceError, match="Run x not found") as caught,
     ):
-        socket.receive(5)
+        socket.receive(30)
     assert caught.value.status == 404
 
 
@@ -73,10 +73,10 @@ def test_a_service_that_goes_away() -> None:
     """Is lost for now, be it that it says so or not."""
     with (
         served(lambda connection: connection.close(1013, "try again later")) as url,
-        open_socket(url, 5) as socket,
+        open_socket(url, 30) as socket,
         pytest.raises(LostError),
     ):
-        socket.receive(5)
+        socket.receive(30)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_connection_that_is_refused(status: HTTPStatus, raised: type[Exception
     with (
         served(lambda connection: None, status) as url,
         pytest.raises(raised, match=r"503|404|500|in words \(status 403\)"),
-        open_socket(url, 5),
+        open_socket(url, 30),
     ):
         pass
 
@@ -112,7 +112,7 @@ def test_the_client_says_what_it_is() -> None:
         assert connection.request is not None
         seen.update(connection.request.headers.raw_items())
 
-    with served(note) as url, open_socket(url, 5) as socket, pytest.raises(LostError):
-        socket.receive(5)
+    with served(note) as url, open_socket(url, 30) as socket, pytest.raises(LostError):
+        socket.receive(30)
     assert seen["lattice-protocol"] == str(PROTOCOL)
     assert seen["User-Agent"].startswith("lattice/")

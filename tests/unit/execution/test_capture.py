@@ -41,8 +41,16 @@ def _restored(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
+    # Text that was told does not grow: how much that is would be a matter of time.
+    monkeypatch.setattr(recorders, "_FIRST", 3600.0)
     # Not before: what is patched last is restored first.
     request.getfixturevalue("capsys")
+
+
+@pytest.fixture
+def telling(_restored: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed is told while it goes on."""
+    monkeypatch.setattr(recorders, "_FIRST", 0.05)
 
 
 def texts(recorder: Recorder) -> list[tuple[str, str]]:
@@ -271,7 +279,7 @@ def test_any_text_can_be_recorded() -> None:
     assert texts(recorder) == [("stdout", "\\ud800\0\n")]
 
 
-def test_what_is_new_is_told_while_it_runs() -> None:
+def test_what_is_new_is_told_while_it_runs(telling: None) -> None:
     """Without its end, and each text once; of much text the beginning, and then the last of it."""
     told: list[list[LogEntry]] = []
     arrived = threading.Event()
@@ -286,16 +294,17 @@ def test_what_is_new_is_told_while_it_runs() -> None:
         return told[-1]
 
     with recording(LIMIT, tell) as recorder:
-        print("first")
+        # Each in one write, of which a thread that tells sees nothing or all.
+        sys.stdout.write("first\n")
         assert [entry.text for entry in wait()] == ["first\n"]
-        print("second")
+        sys.stdout.write("second\n")
         assert [(entry.offset, entry.text) for entry in wait()] == [(6, "second\n")]
-        print("x" * 3 * LIMIT, "last", sep="")
+        sys.stdout.write("x" * 3 * LIMIT + "last\n")
         entries = wait()
         assert entries[0].offset == 13
         assert "".join(entry.text for entry in entries).endswith("xlast\n")
         assert LIMIT * 3 // 8 < sum(entry.size for entry in entries) < LIMIT * 5 // 8
-        print("and more")
+        sys.stdout.write("and more\n")
         assert [entry.text for entry in wait()] == ["and more\n"]
         recorder.flush()
         assert not arrived.is_set()
@@ -327,7 +336,7 @@ def test_an_attempt_that_is_interrupted_tells_at_once() -> None:
 
 
 def test_a_process_without_room_for_a_thread_only_tells_later(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, telling: None
 ) -> None:
     """The limit of threads is no error of who prints, and the next text tries again."""
     monkeypatch.setattr(recorders, "_teller", recorders._Teller())
@@ -365,7 +374,7 @@ def test_a_destructor_may_print_at_any_moment(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("wrong", [-5, None])
 def test_times_that_user_code_has_replaced_do_not_matter(
-    wrong: object, monkeypatch: pytest.MonkeyPatch
+    wrong: object, monkeypatch: pytest.MonkeyPatch, telling: None
 ) -> None:
     """As tests with a time of their own do; what is told has the real one."""
     monkeypatch.setattr(recorders, "_teller", recorders._Teller())
@@ -375,7 +384,7 @@ def test_times_that_user_code_has_replaced_do_not_matter(
         for name in ("time", "monotonic"):
             patched.setattr(time, name, lambda: wrong)
         with recording(LIMIT, lambda entries: told.set()) as recorder:
-            print("x")
+            sys.stdout.write("x\n")
             assert told.wait(LONG)
     (entry,) = recorder.kept()
     assert before <= entry.time <= time.time()
@@ -394,7 +403,7 @@ def test_last_words_that_cannot_be_told_disturb_nobody() -> None:
     assert texts(recorder) == [("stdout", "x\n")]
 
 
-def test_who_cannot_tell_does_not_disturb(caplog: pytest.LogCaptureFixture) -> None:
+def test_who_cannot_tell_does_not_disturb(caplog: pytest.LogCaptureFixture, telling: None) -> None:
     """The next telling is tried, and the end has all."""
     tried = threading.Event()
 
@@ -405,7 +414,7 @@ def test_who_cannot_tell_does_not_disturb(caplog: pytest.LogCaptureFixture) -> N
     for _ in range(2):
         tried.clear()
         with recording(LIMIT, fail) as recorder:
-            print("x")
+            sys.stdout.write("x\n")
             assert tried.wait(LONG)
         assert texts(recorder) == [("stdout", "x\n")]
 

@@ -69,7 +69,7 @@ def test_what_is_printed_while_nothing_is_recorded_is_masked(
         thread.start()
         thread.join()
         with recording(1000, lambda entries: None, [SECRET]) as recorder:
-            print(f"({SECRET})")
+            sys.stdout.write(f"({SECRET})\n")
     finally:
         mask(())
     assert capsys.readouterr().out == "<***>\n(***)\n"

@@ -30,7 +30,7 @@ def test_an_attempt_that_lasts_is_announced() -> None:
 
 def test_an_attempt_that_ends_at_once_is_not_announced() -> None:
     """The next one, which lasts, is."""
-    announcer = Announcer(0.5, nap)
+    announcer = Announcer(3.0, nap)
     calls: list[int] = []
     last = threading.Event()
     for number in range(20):
@@ -82,8 +82,9 @@ def test_an_announced_attempt_is_left_alone_for_a_while() -> None:
         announcer.begin(announce)
         assert third.wait(LONG)
         announcer.end()
-        assert times[1] - times[0] >= 0.5
-        assert times[2] - times[1] >= 1.0
+        # They are due half a second and a second after the one before, which may itself be late.
+        assert times[1] - times[0] >= 0.3
+        assert times[2] - times[1] >= 0.7
         assert woken.waits <= 4 * (number + 1)
 
 
