@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 
 from starlette.responses import Response
@@ -38,20 +38,32 @@ async def send_over_websocket(
             with open_streams.one_more():
                 done = await run_while(_send_frames(websocket, follow), _left(websocket))
             if done:
-                await websocket.close(1000)
+                await _unless_closed(websocket.close(1000))
         except WebSocketDisconnect:
             raise
         except Exception as error:
             if not isinstance(error, LatticeError):
                 _logger.error("%s failed", websocket.url.path, exc_info=error)
-            await websocket.close(*close_of(error))
+            await _unless_closed(websocket.close(*close_of(error)))
 
 
 async def _send_frames(websocket: WebSocket, follow: Follow) -> None:
     async with aclosing(follow()) as groups:
         async for group in groups:
             for _, text in group:
-                await websocket.send_text(text)
+                await _unless_closed(websocket.send_text(text))
+
+
+async def _unless_closed(sending: Awaitable[None]) -> None:
+    """Sends. Raises WebSocketDisconnect where the client has left, or the server has closed the connection.
+
+    The server does so by itself when a client breaks the protocol, or is silent for too long. Until the connection
+    is gone it takes what is sent for a mistake of the application, which may not have heard of it yet.
+    """
+    try:
+        await sending
+    except RuntimeError as error:
+        raise WebSocketDisconnect(1006) from error
 
 
 async def _left(websocket: WebSocket) -> None:

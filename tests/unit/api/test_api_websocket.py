@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -81,6 +83,36 @@ async def test_an_unknown_run_closes_4404_with_the_reason(app: FastAPI, run_id: 
         messages, code, reason = await heard(f"ws://{address}/get_workflow_res/w1/{run_id}")
     assert (messages, code) == ([], 4404)
     assert reason.startswith("Run ")
+
+
+async def test_a_client_that_is_silent_for_too_long_has_left(
+    app: FastAPI,
+    run: ScriptedRun,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The server closes its connection, but cannot before all is sent: what comes meanwhile is no defect."""
+    quick: dict[str, Any] = {"ws_ping_interval": 0.2, "ws_ping_timeout": 0.2}
+    async with served(app, send_buffer=4096, **quick) as address:
+        host, _, port = address.partition(":")
+        with socket.socket() as silent:
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            silent.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(silent, (host, int(port)))
+            silent.send(
+                f"GET /get_workflow_res/w1/r1 HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n"
+                "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+                "Sec-WebSocket-Version: 13\r\n\r\n".encode()
+            )
+            await run.until(lambda run: run.open_streams == 1)
+            # More than the kernel takes, and less than what has the server wait.
+            await run.say(1_100)
+            async with asyncio.timeout(30):
+                while run.open_streams:
+                    await run.say()
+                    await asyncio.sleep(0.05)
+    assert not caplog.records
+    assert "Traceback" not in capsys.readouterr().err
 
 
 async def test_an_interruption_of_the_orchestrator_repeats_and_loses_nothing(
