@@ -31,6 +31,7 @@ from lattice.workflow.events import TaskSucceeded
 from lattice.workflow.sandbox import Sandbox
 from tests.contract import attacks
 from tests.contract.dispatching import LONG, Bench, given, output_of, short_folder
+from tests.files import contents
 
 pytestmark = [
     pytest.mark.anyio,
@@ -382,9 +383,9 @@ def run(p):
     printed = "".join(entry.text for entry in await bench.printed(job))
     assert printed.count("***") == 3
     assert SECRET not in str(bench.reports)
-    found = [path for path in engine.folder.rglob("*") if path.is_file()]
+    found = contents(engine.folder)
     assert found
-    assert [path for path in found if SECRET.encode() in path.read_bytes()] == []
+    assert [path for path, data in found.items() if SECRET.encode() in data] == []
     # Part of a value is found by nobody: where text is cut, or comes in pieces.
     for before in range(2028 - len(SECRET), 2028, 7):
         code = f"import os\ndef run(p):\n    raise ValueError({before} * 'x' + os.environ['API_KEY'] + 4000 * 'x')"
@@ -406,8 +407,8 @@ def run(p):
     printed = "".join(entry.text for entry in await bench.printed(job))
     assert printed.endswith("x***")
     assert SECRET[:8] not in printed
-    found = [path for path in engine.folder.rglob("*") if path.is_file()]
-    assert [path for path in found if SECRET[:20].encode() in path.read_bytes()] == []
+    found = contents(engine.folder)
+    assert [path for path, data in found.items() if SECRET[:20].encode() in data] == []
     failed = await bench.fail(
         "import os\nraise ValueError(os.environ['API_KEY'])\ndef run(p): pass\n",
         "does not load",
@@ -471,7 +472,7 @@ async def test_calls_have_secrets_as_attempts_do(
     assert failed.value.message == "refused ***"
     assert "refused ***" in failed.value.traceback
     assert SECRET not in str(failed.value.args)
-    logs = [path.read_bytes() for path in engine.folder.rglob("*") if path.is_file()]
+    logs = contents(engine.folder).values()
     assert sum(data.count(b"key ***") for data in logs) >= 2
     assert not any(SECRET.encode() in data for data in logs)
     (secrets / "API_KEY").write_text("new")

@@ -19,6 +19,7 @@ from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import LONG, Bench, given
 from tests.contract.replicas import new_routing, running_engine
+from tests.files import contents
 
 pytestmark = pytest.mark.anyio
 
@@ -74,12 +75,8 @@ async def bench(engine_folder: Path, secrets: Path, tmp_path: Path) -> AsyncIter
 
 def files_with(folder: Path, *texts: str) -> list[Path]:
     """The files below a folder that hold any of these."""
-    found = []
-    for path in folder.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            found += [path for text in texts if text.encode() in data]
-    return found
+    found = contents(folder)
+    return [path for text in texts for path, data in found.items() if text.encode() in data]
 
 
 def of_processes() -> str:

@@ -18,6 +18,7 @@ from lattice import (
     ServiceError,
     task,
 )
+from tests.files import files
 from tests.running import ORCHESTRATOR, Service, running_service, wait_for
 from tests.service.rest import Rest, inputs
 
@@ -86,7 +87,7 @@ def ended(rest: Rest, run_id: str) -> dict[str, Any]:
 
 
 def stored_files(service: Service) -> list[Path]:
-    return [path for path in (service.config.parent / "data/values").rglob("*") if path.is_file()]
+    return files(service.config.parent / "data/values")
 
 
 # -- retries of tasks --------------------------------------------------------------------------

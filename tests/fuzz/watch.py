@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from tests.files import contents
 from tests.fuzz.pickles import Mark
 from tests.running import INGRESS, ORCHESTRATOR, Service, wait_for
 from tests.service.rest import Rest
@@ -136,12 +137,12 @@ class Watch:
         """Log entries of the control plane that tell of a defect of ours."""
         pids = {str(pid) for pid in self.control}
         found = []
-        for path in self._service.config.parent.glob("ray/session_*/logs/**/*"):
+        for path, data in contents(self._service.config.parent / "ray").items():
             ours = path.name.startswith(("replica_lattice_ingress_", "replica_lattice_orch")) or (
                 path.name.startswith("worker-") and path.stem.rpartition("-")[2] in pids
             )
-            if ours and path.is_file() and not path.is_symlink():
-                text = path.read_text(errors="replace")
+            if ours:
+                text = data.decode(errors="replace")
                 found += [f"{path.name}: {defect}" for defect in defects_in(text)]
         return found
 

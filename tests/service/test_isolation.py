@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from lattice import LatticeClient, task
+from tests.files import contents
 from tests.running import Service
 from tests.service.rest import Rest, inputs, outputs, pickled
 
 
 def everything_written(service: Service) -> dict[Path, bytes]:
     """The files below the folder of the service: the database, values, its logs and those of the engine."""
-    found: dict[Path, bytes] = {}
-    for folder, _, names in os.walk(service.config.parent):
-        for path in (Path(folder, name) for name in names):
-            if path.is_file() and not path.is_symlink():
-                # Some go, or get another name, between that and this.
-                with suppress(FileNotFoundError):
-                    found[path] = path.read_bytes()
-    return found
+    return contents(service.config.parent)
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="sandboxes are Linux's")

@@ -23,6 +23,7 @@ import yaml
 from lattice import LatticeClient, task
 from lattice.keys import hash_of, new_key
 from tests import postgresql
+from tests.files import files
 from tests.running import ROOT, environ_of, free_port, wait_for
 
 TOKEN = "0123456789abcdef" * 4
@@ -171,4 +172,4 @@ def test_the_manifest_is_served_as_kuberay_does_it(folder: Path) -> None:
 
 
 def values(folder: Path) -> list[Path]:
-    return [path for path in (folder / "values").rglob("*") if path.is_file()]
+    return files(folder / "values")
