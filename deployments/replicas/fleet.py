@@ -23,7 +23,7 @@ from deployments.replicas.code_files import CodeFiles
 from deployments.replicas.identity import Bounds
 from deployments.replicas.serving import Failure, Status
 from deployments.task_replica import LargeReference, ReplicaTask
-from lattice.execution import attempt, ray_cluster, wire
+from lattice.execution import attempt, ray_cluster
 from lattice.execution.assignment import Assignment
 from lattice.execution.ray_failures import explain
 from lattice.execution.secrets import SecretValues, values_of
@@ -204,8 +204,7 @@ class Fleet:
         except Exception as error:
             # The call, or the secrets for it, cannot be had; whatever it is, nothing would ask again.
             application.warming = None
-            found = wire.find_error(str(error))
-            self._cool(application, f"{found[0].type}: {found[0].message}" if found else str(error))
+            self._cool(application, str(serving.own_failure(str(error)) or error))
         finally:
             application.last_used = self._loop.time()
             if stream is not None:
@@ -309,7 +308,7 @@ class Fleet:
             raise _CodeMissingError(f"the task's code is not to be had: {error}") from error
 
     def _fail(self, application: Application, failure: Failure, *, lost: bool) -> None:
-        self._cool(application, f"{failure.info.type}: {failure.info.message}")
+        self._cool(application, str(failure))
         self._crew.failed(application, failure, lost=lost)
 
     def remove(self, application: Application) -> None:

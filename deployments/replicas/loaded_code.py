@@ -185,7 +185,9 @@ class LoadedCode:
 
         def load_or_say_why() -> Loaded:
             try:
-                with capture.recording(_MOST_PRINTED, _told_later, self.values) as recorder:
+                with capture.recording(
+                    _MOST_PRINTED, lambda entries: None, self.values
+                ) as recorder:
                     return load()
             except UnavailableError as error:
                 raise UnavailableError(self.masked(error.error), lost=error.lost) from None
@@ -203,7 +205,3 @@ class LoadedCode:
             self._failed = _Failed(time.time(), secrets, error.info)
             raise
         self.loaded_at = time.time()
-
-
-def _told_later(entries: list[LogEntry]) -> None:
-    """What is printed while code is loaded is told with the call that it was loaded for."""

@@ -44,6 +44,9 @@ class Failure:
     info: ErrorInfo
     printed: tuple[LogEntry, ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.info.type}: {self.info.message}"
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -177,7 +180,7 @@ def statuses(prefix: str) -> dict[str, Status]:
             ready = sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
             if deployment["status"] != "HEALTHY":
                 # Serve tries three times; the user's own error is known after the first.
-                failure = _own_failure(deployment["message"])
+                failure = own_failure(deployment["message"])
             failed = deployment["status"] in _FAILED
             if failed and "HEALTH_CHECK" not in deployment["status_trigger"]:
                 texts.insert(0, deployment["message"])
@@ -188,7 +191,7 @@ def statuses(prefix: str) -> dict[str, Status]:
     return found
 
 
-def _own_failure(message: str) -> Failure | None:
+def own_failure(message: str) -> Failure | None:
     """The user's own error in a text of Serve's."""
     found = wire.find_error(message)
     return None if found is None else Failure(*found)
@@ -196,7 +199,7 @@ def _own_failure(message: str) -> Failure | None:
 
 def _start_failure(message: str) -> Failure:
     """What keeps a replica from starting, where it is not the code: its environment, its process."""
-    known = _own_failure(message)
+    known = own_failure(message)
     if known is not None:
         return known
     text = shortened(re.sub(r"\x1b\[[0-9;]*m", "", message).strip(), _MAX_MESSAGE)

@@ -43,23 +43,11 @@ class Outcome:
     after: dict[str, Heap]
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """What a process holds more for each request: blocks, and bytes."""
-
-    blocks: float
-    data: float
-
-    @property
-    def is_one(self) -> bool:
-        """It does not pass for noise."""
-        return self.blocks >= _BLOCKS or self.data >= _BYTES
-
-
-def growth(before: Heap, after: Heap) -> Growth:
-    """Of the requests that count."""
+def grows(before: Heap, after: Heap) -> bool:
+    """Whether a process holds more for each request than passes for noise."""
     requests = _REQUESTS - _WARM
-    return Growth((after.blocks - before.blocks) / requests, (after.data - before.data) / requests)
+    blocks, data = after.blocks - before.blocks, after.data - before.data
+    return blocks / requests >= _BLOCKS or data / requests >= _BYTES
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +69,7 @@ def outcome(service: Service, rest: Rest, marks: Marks) -> Outcome:
     campaign.settle()
     after = heaps(rest)
     end = time.monotonic() + _ENDS
-    while any(growth(before[name], after[name]).is_one for name in before):
+    while any(grows(before[name], after[name]) for name in before):
         # What is still ending goes, such as a replica's application that nobody uses any more; a leak stays.
         if time.monotonic() > end:
             break
@@ -130,8 +118,8 @@ def test_nothing_went_unhandled(outcome: Outcome) -> None:
 @pytest.mark.parametrize("process", ["ingress", "orchestrator"])
 def test_memory_does_not_grow(outcome: Outcome, process: str) -> None:
     """What a process holds does not depend on how many requests it has answered."""
-    found = growth(outcome.before[process], outcome.after[process])
-    assert not found.is_one, found
+    before, after = outcome.before[process], outcome.after[process]
+    assert not grows(before, after), (before, after)
 
 
 #: What is sent where, and what it stands for once it has left its mark.

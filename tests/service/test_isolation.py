@@ -14,11 +14,6 @@ from tests.running import Service
 from tests.service.rest import Rest, inputs, outputs, pickled
 
 
-def everything_written(service: Service) -> dict[Path, bytes]:
-    """The files below the folder of the service: the database, values, its logs and those of the engine."""
-    return contents(service.config.parent)
-
-
 @pytest.mark.skipif(platform.system() != "Linux", reason="sandboxes are Linux's")
 def test_hostile_source_reaches_nothing_of_the_service(rest: Rest, service: Service) -> None:
     """Without a sandbox it reads the database and speaks to the service; inside, it can do neither."""
@@ -105,7 +100,7 @@ def test_secrets_are_used_and_told_nowhere(rest: Rest, service: Service, secrets
     document = rest.get(f"/runs/{run.run_id}")
     assert document["run"]["status"] == "failed"
     assert secret not in str(document)
-    written = everything_written(service)
+    written = contents(service.config.parent)
     assert any(path.name == "lattice.db" for path in written)
     assert [path for path, data in written.items() if secret.encode() in data] == []
 

@@ -164,12 +164,8 @@ def test_the_manifest_is_served_as_kuberay_does_it(folder: Path) -> None:
             workflow.add_task(measure, inputs={"many": made.outputs["many"]})
             before = workflow.run()
             assert before.result()["measure"] == {"result": 2_000_000}
-            assert any(each.stat().st_size > 2_000_000 for each in values(folder))
+            assert any(each.stat().st_size > 2_000_000 for each in files(folder / "values"))
             arguments["ingress_replicas"] = 1
             operator.apply(config)
             assert workflow.run().result()["measure"] == {"result": 2_000_000}
             assert before.output(made)["length"] == 2_000_000
-
-
-def values(folder: Path) -> list[Path]:
-    return files(folder / "values")

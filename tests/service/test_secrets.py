@@ -12,9 +12,9 @@ import pytest
 
 from lattice import LangGraphClient, LatticeClient, RemoteError, ServiceError, task
 from lattice.keys import hash_of, new_key
+from tests.files import contents
 from tests.running import Service, running_service
 from tests.service.rest import Rest, pickled
-from tests.service.test_isolation import everything_written
 
 KEYS = {"alice": new_key(), "bob": new_key()}
 #: What was in the files, in their order.
@@ -122,7 +122,7 @@ def test_each_tenant_has_its_own_values_and_nothing_tells_them(
         with pytest.raises(RemoteError, match=r"refused \*\*\*") as failed:
             nodes[who](fail=True)
         told += str(failed.value)
-    written = everything_written(guarded)
+    written = contents(guarded.config.parent)
     assert any(path.name == "lattice.db" for path in written)
     texts = written.values()
     assert any(b"called with ***" in text for text in texts)

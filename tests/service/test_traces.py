@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from websockets.sync.client import connect
 
 from lattice import LatticeClient, task
 from tests.otlp import Receiver, receiving
 from tests.running import ORCHESTRATOR, Service, running_service, wait_for
-from tests.service.rest import Rest, inputs, outputs
+from tests.service.rest import Rest, following, inputs, outputs
 
 OWN_SPAN = """
 from opentelemetry import trace
@@ -154,7 +153,7 @@ def test_following_a_run_is_a_span_in_the_trace_of_who_follows(
     for trace, flags in ((quiet, "00"), (loud, "01")):
         address = f"{rest.url.replace('http', 'ws')}/get_workflow_res/{workflow_id}/{run_id}"
         context = {"traceparent": f"00-{trace}-{PARENT}-{flags}"}
-        with connect(address, additional_headers=context) as socket:
+        with following(address, additional_headers=context) as socket:
             assert len(list(socket)) == 3
     name = "WebSocket /get_workflow_res/{workflow_id}/{run_id}"
     span = of_trace(receiver, loud, name)[name]

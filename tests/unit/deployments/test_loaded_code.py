@@ -145,6 +145,18 @@ async def test_what_loading_that_fails_prints_is_had_once(
         assert code.take_printed() == []
 
 
+async def test_what_loading_prints_is_bounded(source: Callable[[str], LoadedCode]) -> None:
+    """Of much, beginning and end."""
+    code = source("print('first\\n' + 100_000 * 'x' + '\\nlast')\ndef work(p):\n    return {}\n")
+    async with code.in_use(0.0):
+        pass
+    printed = code.take_printed()
+    assert 8 * 1024 < sum(entry.size for entry in printed) <= 16 * 1024
+    text = "".join(entry.text for entry in printed)
+    assert text.startswith("first\n")
+    assert text.endswith("x\nlast\n")
+
+
 async def test_new_values_load_it_anew(code: Story) -> None:
     """The same ones, and older ones that come late, do not; between calls there are none in the environment."""
     code.bring(1, "one")
