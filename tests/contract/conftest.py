@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from tests import postgresql
 from tests.contract.replicas import running_engine
 from tests.postgresql import PostgresqlServer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _crashes_say_where(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Ray, shut down, leaves none of the handlers by which pytest names the place of a crash."""
+    yield
+    faulthandler.disable()
+    faulthandler.enable(pytestconfig.stash[fault_handler_stderr_fd_key])
 
 
 @pytest.fixture(scope="module")
