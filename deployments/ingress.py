@@ -197,7 +197,8 @@ class Ingress:
 
 IngressDeployment = serve.deployment(
     name="ingress",
-    # Every open WebSocket holds a slot; beyond the bound, requests would hang without an answer.
+    # Every open WebSocket holds a slot; beyond the bound, requests would hang without an answer. `max_open_streams`
+    # stays below it.
     max_ongoing_requests=10_000,
     ray_actor_options={
         "num_cpus": 0,

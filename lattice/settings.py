@@ -92,6 +92,8 @@ class LatticeSettings(BaseModel):
     max_open_streams: int = Field(
         default=5_000,
         ge=1,
+        # Beside them, of 10,000 requests that an ingress process takes at a time, others have to find room.
+        le=9_000,
         description="Most WebSockets and streams of server-sent events at a time in one ingress process; more are "
         "answered 503, and on a WebSocket 1013.",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 
 from lattice.cli.options import Commands, add_url, client_of
 from lattice.client.events import TaskLog
@@ -26,30 +27,53 @@ def run(args: argparse.Namespace) -> int:
     with client_of(args) as client:
         followed = client.run(args.run_id)
         tasks = followed.report().tasks
-        names = {task.task_id: task.name for task in tasks}
-        if args.task is not None:
-            # An unknown one is refused here, with the names that there are.
+        shown = {
+            task.task_id: task.name
+            for task in tasks
+            if args.task in (None, task.task_id, task.name)
+        }
+        if args.task is not None and not shown:
+            # Is refused here, with the names that there are.
             followed.logs(args.task)
-        shown = [task for task in tasks if args.task in (None, task.task_id, task.name)]
-        alone = len(shown) == 1
-        if not args.follow:
-            for task in shown:
-                for entry in followed.logs(task.task_id):
-                    _print(entry.text, None if alone else task.name)
-            return 0
-        wanted = {task.task_id for task in shown}
-        for event in followed.events(logs=True):
-            if isinstance(event, TaskLog) and event.task_id in wanted:
-                _print(event.text, None if alone else names[event.task_id])
-                sys.stdout.flush()
+        printer = _Printer(shown)
+        if args.follow:
+            for event in followed.events(logs=True):
+                if isinstance(event, TaskLog) and event.task_id in shown:
+                    printer.add(event.task_id, event.stream, event.text)
+                    sys.stdout.flush()
+        else:
+            for task_id in shown:
+                for entry in followed.logs(task_id):
+                    printer.add(task_id, entry.stream, entry.text)
+        printer.end()
     return 0
 
 
-def _print(text: str, name: str | None) -> None:
-    # What a task prints may be no text that can be encoded.
-    text = text.encode("utf-8", "replace").decode()
-    if name is None:
-        print(text, end="")
-        return
-    for line in text.splitlines():
-        print(f"{name}: {line}")
+class _Printer:
+    """Prints what tasks have printed; of several, which `names` has by id, whole lines after their names."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        #: Lines that have only begun, by task and stream. What comes are pieces, cut anywhere.
+        self._begun: dict[tuple[str, str], str] = {}
+
+    def add(self, task_id: str, stream: str, text: str) -> None:
+        # What a task prints may be no text that can be encoded.
+        text = text.encode("utf-8", "replace").decode()
+        if len(self._names) == 1:
+            print(text, end="")
+            return
+        lines = (self._begun.pop((task_id, stream), "") + text).splitlines(keepends=True)
+        if lines and not lines[-1].endswith(("\n", "\r")):
+            self._begun[task_id, stream] = lines.pop()
+        for line in lines:
+            self._print(task_id, line)
+
+    def end(self) -> None:
+        """No more comes."""
+        for (task_id, _), line in self._begun.items():
+            self._print(task_id, line)
+
+    def _print(self, task_id: str, line: str) -> None:
+        text = line.rstrip("\r\n")
+        print(f"{self._names[task_id]}: {text}")

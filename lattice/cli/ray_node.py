@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,11 @@ class RayNode:
         self._gcs: Any = None
         self._node_id: str | None = None
 
-    def join(self) -> Joined:
-        """Starts the node; returns when the cluster has it. Raises JoinError."""
+    def join(self, stop: Callable[[float], bool]) -> Joined | None:
+        """Starts the node; returns when the cluster has it, or None if `stop`, within some seconds, says to.
+
+        Raises JoinError.
+        """
         use_token()
         # Here, as Ray reads the token's place when it is loaded. It gives its compiled part no types.
         from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -116,7 +120,9 @@ class RayNode:
                     for info in self._gcs.get_all_node_info(timeout=5).values():
                         if dict(info.labels).get(_LABEL) == self._label and info.state == _ALIVE:
                             return self._joined(info)
-                time.sleep(_LOOK)
+                if stop(_LOOK):
+                    self.stop()
+                    return None
             raise JoinError(self._address, self._last_words() or "no answer")
         except BaseException:
             self.stop()

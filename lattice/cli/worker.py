@@ -119,13 +119,15 @@ class Worker:
             try:
                 address = self._address()
                 node = RayNode(address, self._asked)
-                joined = node.join()
+                joined = node.join(self._leave.asked)
             except (*_AWAY, JoinError) as error:
                 if first:
                     raise
                 _say(f"not joined: {error}")
                 self._leave.asked(_PAUSE)
                 continue
+            if joined is None:
+                break
             first = False
             try:
                 self._register(joined)

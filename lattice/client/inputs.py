@@ -127,12 +127,27 @@ def _check_json(value: object, where: str, depth: int = 0) -> None:
                 raise InvalidRequestError(
                     where, f"the key {key!r} ({type(key).__name__})", "keys in JSON are text"
                 )
+            _check_text(key, where)
             _check_json(item, f"{where}[{key!r}]", depth + 1)
+    elif kind is str:
+        _check_text(str(value), where)
     elif kind is float:
         if not math.isfinite(float(str(value))):
             raise InvalidRequestError(where, repr(value), "numbers in JSON are finite")
-    elif kind not in (str, int, bool, type(None)):
+    elif kind not in (int, bool, type(None)):
         raise InvalidRequestError(where, f"{_short(value)} ({kind.__name__})", _advice(value))
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(
+            where,
+            _short(text),
+            "text in JSON is Unicode, which half a surrogate pair is not; of a file name that is not UTF-8, "
+            "pass its bytes in another form, such as base64",
+        ) from None
 
 
 def _items(value: Any) -> list[object]:

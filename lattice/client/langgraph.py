@@ -7,6 +7,7 @@ registered with the service at their first call, once; a service that has lost t
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import math
@@ -57,7 +58,8 @@ class LangGraphClient:
         self._call_timeout = math.inf if call_timeout is None else call_timeout
         self._lock = threading.Lock()
         self._workflow_id: str | None = None
-        self._threads: ThreadPoolExecutor | None = None
+        # The event loop's own pool has too few threads for calls that mostly wait.
+        self._threads = ThreadPoolExecutor(_WAITING_CALLS, "lattice-call")
 
     @overload
     def task(self, code: _Code, /) -> _Code: ...
@@ -110,9 +112,10 @@ class LangGraphClient:
             ):
 
                 async def call_async(*args: Any, **kwargs: Any) -> Any:
-                    loop = asyncio.get_running_loop()
-                    call = functools.partial(function.call, args, kwargs)
-                    return await loop.run_in_executor(self._executor(), call)
+                    # With the caller's context, in which its trace is.
+                    context = contextvars.copy_context()
+                    call = functools.partial(context.run, function.call, args, kwargs)
+                    return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
                 return _standing_for(code, call_async)
 
@@ -126,9 +129,7 @@ class LangGraphClient:
     def close(self) -> None:
         """Closes connections; calls that wait fail."""
         self._service.close()
-        with self._lock:
-            if self._threads is not None:
-                self._threads.shutdown(wait=False)
+        self._threads.shutdown(wait=False)
 
     def __enter__(self) -> LangGraphClient:
         return self
@@ -138,13 +139,6 @@ class LangGraphClient:
 
     def __repr__(self) -> str:
         return f"LangGraphClient({self._service.url!r})"
-
-    def _executor(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._threads is None:
-                # The event loop's own pool has too few threads for calls that mostly wait.
-                self._threads = ThreadPoolExecutor(_WAITING_CALLS, "lattice-call")
-            return self._threads
 
     def _workflow(self, lost: str | None) -> str:
         """The workflow that functions are registered in; another one than `lost`."""
@@ -215,17 +209,26 @@ class _RemoteFunction:
         with self._lock:
             if self._address is None or self._address == lost:
                 self._service.check_versions()
-                code = pickling.dumps_code(self._code)
+                code = pickling.text(pickling.dumps_code(self._code))
                 workflow_id = self._client._workflow(lost[0] if lost else None)
-                request = AddLangGraphTaskRequest(
-                    workflow_id=workflow_id,
-                    task_name=self._name,
-                    code_ser=pickling.text(code),
-                    resources=None if self._resources is None else dict(self._resources),
-                    secrets=None if self._secrets is None else [*self._secrets],
-                )
-                self._address = workflow_id, self._service.add_langgraph_task(request)
+                try:
+                    self._address = self._register(workflow_id, code)
+                except ServiceError as error:
+                    if error.status != 404:
+                        raise
+                    # Lost since another function was registered in it.
+                    self._address = self._register(self._client._workflow(workflow_id), code)
             return self._address
+
+    def _register(self, workflow_id: str, code: str) -> tuple[str, str]:
+        request = AddLangGraphTaskRequest(
+            workflow_id=workflow_id,
+            task_name=self._name,
+            code_ser=code,
+            resources=None if self._resources is None else dict(self._resources),
+            secrets=None if self._secrets is None else [*self._secrets],
+        )
+        return workflow_id, self._service.add_langgraph_task(request)
 
 
 def _takes_config(code: Callable[..., Any]) -> bool:

@@ -261,7 +261,12 @@ class Service:
 
     def ready(self) -> None:
         """Returns if runs can be started; says at once if they cannot (ServiceError, 503)."""
-        response = self._transport.send(Request("GET", "/readyz"), self.timeout)
+        try:
+            response = self._transport.send(Request("GET", "/readyz"), self.timeout)
+        except TimedOutError as error:
+            raise DeadlineError(f"GET {self.url}/readyz", self.timeout) from error
+        except (BrokenOffError, NotSentError) as error:
+            raise ConnectionFailedError(self.url, str(error)) from error
         if response.status >= 400:
             raise ServiceError(response.status, _detail(response))
 

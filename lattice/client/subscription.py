@@ -13,6 +13,7 @@ from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.frames import CloseCode
 from websockets.http11 import Response
 from websockets.sync.client import ClientConnection, connect
 
@@ -33,6 +34,10 @@ _LONGEST_PAUSE = 2.0
 
 class LostError(Exception):
     """The connection is gone before the last message; following may go on with another."""
+
+
+class ClosedError(LostError):
+    """The connection was closed in order, as the service does it when there are no more messages."""
 
 
 class Messages(Protocol):
@@ -61,6 +66,8 @@ class _Socket:
             closing = error.rcvd
             if closing is not None and closing.code in _REFUSALS:
                 raise ServiceError(closing.code - 4000, closing.reason) from error
+            if closing is not None and closing.code == CloseCode.NORMAL_CLOSURE:
+                raise ClosedError(str(error)) from error
             raise LostError(str(error)) from error
 
 
@@ -144,7 +151,7 @@ class Subscription:
         self._pause = pause
 
     def follow(self, timeout: float | None = None) -> Iterator[str | bytes]:
-        """The messages, all of them within `timeout` seconds.
+        """The messages, all of them within `timeout` seconds; none where the run's last was before.
 
         Raises:
             DeadlineError: the last message did not come within `timeout`.
@@ -156,11 +163,12 @@ class Subscription:
         wait = _FIRST_PAUSE
         while True:
             opened_at: float | None = None
+            came = False
             try:
                 with self._open(self._address(), self._within(end)) as socket:
                     opened_at = self._now()
                     for message in self._messages(socket, end):
-                        lost_at, wait = None, _FIRST_PAUSE
+                        lost_at, wait, came = None, _FIRST_PAUSE, True
                         seq, last = self._read(message)
                         if self._logs and seq == 0:
                             yield message
@@ -175,6 +183,9 @@ class Subscription:
                             return
             except LostError as error:
                 worked = opened_at is not None and self._now() - opened_at >= _LONGEST_PAUSE
+                # At once. Proxies close what has been silent for long.
+                if isinstance(error, ClosedError) and not worked and not came:
+                    return
                 lost_at = self._now() if lost_at is None or worked else lost_at
                 if self._now() + wait > lost_at + self._patience:
                     raise ConnectionFailedError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from lattice.errors import InvalidRequestError, TooLargeError, UnavailableError, UserCodeError
 from lattice.execution import ray_worker, wire
 from lattice.execution.ray_endings import Endings, Frame, force, ray_future
-from lattice.execution.ray_failures import explain, is_lost
+from lattice.execution.ray_failures import explain
 from lattice.execution.ray_remote import CodeSources, RemoteFunctions
 from lattice.execution.ray_starts import StartListener
 from lattice.execution.secrets import values_of
@@ -89,9 +89,9 @@ class RayCalls:
         """Runs a call to its end. Cancelling the caller ends the call.
 
         Raises:
-            UserCodeError: the function raised, its code or arguments do not load, or a secret of it is gone.
+            UserCodeError: the function raised, its code or arguments do not load, a secret of it is gone, or its
+                process died. That is not `UnavailableError`, after which callers call again: it had begun.
             TooLargeError: the pickled result is over `max_result_bytes`.
-            UnavailableError: the process that ran it died.
         """
         definition = call.definition
         digest = definition.code.digest
@@ -116,8 +116,6 @@ class RayCalls:
             answer = wire.decode_call(await self._result(reference, call_id))
         except Exception as error:
             info = explain(error)
-            if is_lost(error):
-                raise UnavailableError(info.message) from error
             raise UserCodeError(info.type, info.message, "") from error
         finally:
             del self._calls[call_id]

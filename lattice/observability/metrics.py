@@ -173,6 +173,8 @@ class MetricsMiddleware:
         begun = time.perf_counter()
         try:
             await self._app(scope, receive, noting_send)
+            # One that sees by itself that its caller has left just returns.
+            status = status if answered else _CALLER_LEFT
         except asyncio.CancelledError:
             # Its caller has left: nobody was answered 500.
             status = status if answered else _CALLER_LEFT

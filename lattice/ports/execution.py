@@ -246,9 +246,8 @@ class Dispatcher(Protocol):
         """Runs a call to its end.
 
         Raises:
-            UserCodeError: the function raised, or its code or arguments do not load.
+            UserCodeError: the function raised, its code or arguments do not load, or its process died.
             TooLargeError: the pickled result is over `max_result_bytes`.
-            UnavailableError: the process that ran it died.
         """
 
     async def render(self, value: Value, limit: int, tenant: Tenant | None = None) -> bytes:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import pytest
 
 from lattice.cli.worker import _LOOK, _SETTLE
 from tests.machines import Machine, Worker, machine
-from tests.running import Service, running_service, wait_for
+from tests.running import PATIENCE, ROOT, Service, running_service, wait_for
 from tests.service.rest import Rest, inputs, pickled
 
 #: Begins with a mark, ends when it may, and says where it ran.
@@ -254,6 +258,37 @@ def test_a_worker_that_dies_is_replaced_in_the_middle_of_a_run(
     ]
     assert messages[1]["data"]["error"]["message"] == "the node that ran the task died"
     assert messages[2]["data"]["node_id"] == other.node_id
+
+
+def test_a_worker_leaves_while_it_joins() -> None:
+    """What does not answer at the head's port is not waited for, and nothing is left of the node."""
+
+    class Head(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps({"status": "success", "port": silent.getsockname()[1]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        ThreadingHTTPServer(("127.0.0.1", 0), Head) as head,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pool.submit(head.serve_forever)
+        command = [sys.executable, "-m", "lattice.cli.main", "worker", "--head"]
+        command.append(f"http://127.0.0.1:{head.server_address[1]}")
+        with subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        ) as worker:
+            children = psutil.Process(worker.pid).children
+            wait_for("the node", children)
+            node = children()
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(PATIENCE) == 0
+        head.shutdown()
+    assert psutil.wait_procs(node, timeout=PATIENCE)[1] == []
 
 
 def test_a_gpu_worker_that_dies_fails_what_nobody_else_can_run(

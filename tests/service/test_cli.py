@@ -113,6 +113,17 @@ def test_logs_of_a_run_and_of_one_task(
     ]
     assert said(capsys, service, "logs", run_id, "talk2") == "one of talk2\ntwo\n"
     assert said(capsys, service, "logs", "--follow", run_id, "talk2") == "one of talk2\ntwo\n"
+    # Names need not be unique.
+    rest.task(workflow_id, "talk2", TALKS.replace("talk", "talk2"), task_input=inputs(n="namesake"))
+    run_id = rest.run(workflow_id)
+    rest.messages(workflow_id, run_id)
+    lines = said(capsys, service, "logs", run_id, "talk2").splitlines()
+    assert sorted(lines) == [
+        "talk2: one of namesake",
+        "talk2: one of talk2",
+        "talk2: two",
+        "talk2: two",
+    ]
     assert main(["logs", run_id, "talk3", "--url", service.url]) == 1
     assert "talk3" in capsys.readouterr().err
 

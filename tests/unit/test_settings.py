@@ -44,6 +44,7 @@ def test_what_is_on_by_default_can_be_switched_off_by_the_environment(
         {"default_deadline": -1},
         {"default_retry_attempts": 0},
         {"max_live_runs": 0},
+        {"max_open_streams": 9_001},
         {"housekeeping_seconds": 0},
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,12 +23,16 @@ class Node:
 
     did: list[str]
     lives: list[bool]
+    joins: bool
 
     def __init__(self, address: str, asked: Asked) -> None:
         self.did.append(f"made for {address}")
 
-    def join(self) -> Joined:
+    def join(self, stop: Callable[[float], bool]) -> Joined | None:
         self.did.append("join")
+        while not self.joins:
+            if stop(1.0):
+                return None
         return JOINED
 
     def alive(self) -> bool:
@@ -59,7 +64,7 @@ class Script:
 
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> type[Node]:
-    Node.did, Node.lives = [], []
+    Node.did, Node.lives, Node.joins = [], [], True
     monkeypatch.setattr(module, "RayNode", Node)
     return Node
 
@@ -101,6 +106,14 @@ def test_it_joins_registers_and_leaves_in_order(
     }
     assert fake.bodies("/disconnect_worker") == [{"node_id": "n1", "leaving": True}]
     assert capsys.readouterr().err.rstrip().endswith("left")
+
+
+def test_it_leaves_while_it_joins(node: type[Node]) -> None:
+    """As where the head's port is not reachable: nobody waits for a join that nobody wants any more."""
+    fake, node.joins = service(), False
+    assert work(fake, Script(3)) == 0
+    assert node.did == ["made for 127.0.0.1:6379", "join"]
+    assert fake.bodies("/connect_worker") == []
 
 
 def test_what_runs_is_waited_for(node: type[Node]) -> None:

@@ -11,6 +11,7 @@ from lattice import (
     DeadlineError,
     InvalidRequestError,
     LatticeClient,
+    LatticeError,
     ServiceError,
     VersionMismatchError,
 )
@@ -22,7 +23,7 @@ from lattice.client.transport import (
     Response,
     TimedOutError,
 )
-from tests.unit.client.fake_service import FakeService
+from tests.unit.client.fake_service import Answer, FakeService
 
 
 def test_an_absent_service_is_said_to_be_absent_at_once() -> None:
@@ -118,6 +119,26 @@ def test_a_connection_that_keeps_breaking_is_given_up() -> None:
     with pytest.raises(ConnectionFailedError, match="may have begun"):
         fake.service(timeout=5).create_workflow()
     assert fake.time.at <= 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((503, {"detail": "the database is away"}), ServiceError),
+        (TimedOutError("nothing"), DeadlineError),
+        (NotSentError("refused"), ConnectionFailedError),
+        (BrokenOffError("reset"), ConnectionFailedError),
+    ],
+)
+def test_whether_it_is_ready(answer: Answer, error: type[LatticeError]) -> None:
+    """Is asked once, and what is wrong is told at once."""
+    fake = FakeService()
+    fake.answers["GET /readyz"] = [(200, {}), answer]
+    service = fake.service()
+    service.ready()
+    with pytest.raises(error):
+        service.ready()
+    assert fake.paths() == ["/readyz"] * 2
 
 
 def test_an_answer_that_does_not_come() -> None:

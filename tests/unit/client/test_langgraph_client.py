@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import operator
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +22,8 @@ from lattice import (
     ServiceError,
     UnpicklableError,
 )
-from lattice.client.transport import TimedOutError
-from tests.unit.client.fake_service import URL, FakeService
+from lattice.client.transport import Request, Response, TimedOutError
+from tests.unit.client.fake_service import URL, Answer, FakeService
 
 
 @pytest.fixture
@@ -119,6 +120,59 @@ def test_a_service_that_lost_a_function_gets_it_again(
     fake.answers["POST /run_langgraph_task"] = (404, {"detail": "gone again"})
     with pytest.raises(ServiceError, match="gone again"):
         one()
+
+
+def test_a_function_that_comes_after_the_loss(client: LangGraphClient, fake: FakeService) -> None:
+    """Of the workflow that another function had made: it makes the next, once."""
+    one, two = client.task(lambda: 1), client.task(lambda: 2)
+    assert one() == 1
+    lost: Answer = (404, {"detail": "Workflow w2 not found"})
+    fake.answers["POST /add_langgraph_task"] = [lost]
+    assert two() == 2
+    assert fake.paths().count("/create_workflow") == 2
+    three = client.task(lambda: 3)
+    fake.answers["POST /add_langgraph_task"] = lost
+    with pytest.raises(ServiceError, match="Workflow w2 not found"):
+        three()
+
+
+def test_async_functions_leave_the_event_loop_to_others() -> None:
+    """Also while another call registers; and they have the caller's context, in which its trace is."""
+    who = contextvars.ContextVar("who", default="nobody")
+    goes_on = threading.Event()
+
+    class Slow(FakeService):
+        """Makes a workflow when the event loop says so."""
+
+        def send(self, request: Request, timeout: float | None) -> Response:
+            if request.path == "/create_workflow":
+                assert goes_on.wait(60)
+            if request.path == "/run_langgraph_task":
+                callers.append(who.get())
+            return super().send(request, timeout)
+
+    callers: list[str] = []
+    client = LangGraphClient(URL, transport=Slow())
+
+    async def number(n: int) -> int:
+        return n
+
+    one, two = client.task(number), client.task(number)
+
+    async def program() -> list[int]:
+        who.set("program")
+        calls = [asyncio.ensure_future(call(n)) for n, call in enumerate((one, two))]
+        while client._lock.acquire(blocking=False):
+            client._lock.release()
+            await asyncio.sleep(0.01)
+        calls.append(asyncio.ensure_future(one(2)))
+        await asyncio.sleep(0)
+        goes_on.set()
+        return await asyncio.gather(*calls)
+
+    with client:
+        assert asyncio.run(program()) == [0, 1, 2]
+    assert callers == ["program"] * 3
 
 
 def test_what_a_function_raises(client: LangGraphClient, fake: FakeService) -> None:

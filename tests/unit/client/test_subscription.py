@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lattice import ConnectionFailedError, DeadlineError, ServiceError
-from lattice.client.subscription import LostError, Subscription, socket_url
+from lattice.client.subscription import ClosedError, LostError, Subscription, socket_url
 from tests.unit.client.fake_service import FakeSockets, FakeTime, Log
 
 
@@ -49,6 +49,14 @@ def test_going_on_after_a_number() -> None:
     numbers, sockets, _ = follow([MESSAGES], after=3)
     assert numbers == [4, 5]
     assert sockets.urls == ["ws://host/x?after=3"]
+
+
+def test_going_on_after_the_last() -> None:
+    """The service closes at once, and nothing comes. A proxy closes in order, too, but not at once."""
+    numbers, sockets, clock = follow([[ClosedError("received 1000 (OK)")]], after=5)
+    assert (numbers, len(sockets.urls), clock.pauses) == ([], 1, [])
+    numbers, sockets, _ = follow([[*MESSAGES[:2], ClosedError("received 1000 (OK)")], MESSAGES])
+    assert numbers == [1, 2, 3, 4, 5]
 
 
 def test_a_lost_connection_is_made_again() -> None:

@@ -57,6 +57,8 @@ def workflow(fake: FakeService) -> Workflow:
         ({"text": (1, 2)}, r"input 'text' of 'split'.*\(1, 2\) \(tuple\).*pass a list"),
         ({"text": {"a": [np.float64(1)]}}, r"input 'text' of 'split'\['a'\]\[0\].*make the value"),
         ({"text": {1: 2}}, "the key 1 .*keys in JSON are text"),
+        ({"text": ["caf\udce9.txt"]}, r"'text' of 'split'\[0\]: found 'caf\\udce9.txt'.*Unicode"),
+        ({"text": {"\udce9": 1}}, r"found '\\udce9'; text in JSON is Unicode"),
         ({"text": float("nan")}, "numbers in JSON are finite"),
         ({"text": object}, "JSON values are allowed"),
         ({"text": "x" * 3, "at": b"y" * 100}, r"\.\.\. \(bytes\)"),

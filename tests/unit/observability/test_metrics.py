@@ -196,6 +196,8 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
         raise ValueError
     if scope["path"] == "/things/left":
         raise asyncio.CancelledError
+    if scope["path"] == "/things/seen-left":
+        return
     await send({"type": "http.response.start", "status": 200 if "route" in scope else 404})
     if scope["path"] == "/things/followed":
         raise asyncio.CancelledError
@@ -221,6 +223,8 @@ async def test_requests_are_counted_by_method_route_and_status() -> None:
     for path in ("/things/left", "/things/followed"):  # before and after the answer began
         with pytest.raises(asyncio.CancelledError):
             await ask("POST", path)
+    # A stream of events sees by itself that its reader has left.
+    await ask("POST", "/things/seen-left")
     text = (metrics.render() or b"").decode()
     counts = [line for line in text.splitlines() if "_request_duration_seconds_count{" in line]
 
@@ -236,7 +240,7 @@ async def test_requests_are_counted_by_method_route_and_status() -> None:
             line("GET", 404, "unmatched", 50),
             line("_OTHER", 200, "/things/{name}", 50),
             line("POST", 500, "/things/{name}", 1),
-            line("POST", 499, "/things/{name}", 1),
+            line("POST", 499, "/things/{name}", 2),
             line("POST", 200, "/things/{name}", 1),
         ]
     )
