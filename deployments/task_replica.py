@@ -36,6 +36,7 @@ from lattice.execution.assignment import Assignment
 from lattice.execution.attempt import Large
 from lattice.execution.code import CodeLoadError, Function
 from lattice.execution.failures import describe
+from lattice.execution.mailbox import owner_of
 from lattice.execution.ray_worker import announce, teller
 from lattice.execution.secrets import SecretValues, masked
 from lattice.execution.storage import FsspecStorage
@@ -127,6 +128,28 @@ class _Item:
         self.abandoned = False
 
 
+class _Call:
+    """A group of calls that came together.
+
+    Attributes:
+        abandoned: nobody hears how they end.
+    """
+
+    def __init__(self, items: Sequence[_Item], tasks: Sequence[asyncio.Task[None]]) -> None:
+        self.items = items
+        self._tasks = tasks
+        self.abandoned = False
+
+    def abandon(self) -> None:
+        """Takes what has not begun out of the queue; nobody wants the results of the rest any more."""
+        self.abandoned = True
+        for item, task in zip(self.items, self._tasks, strict=True):
+            item.abandoned = True
+            if not item.begun:
+                task.cancel()
+            item.outbox.arrived.set()
+
+
 class TaskReplica:
     """Runs calls of one definition."""
 
@@ -155,6 +178,7 @@ class TaskReplica:
             max_concurrent_batches=task.batch.max_concurrent_batches + 1,
         )(run_batch)
         self._waiting: set[_Watch] = set()
+        self._calls: set[_Call] = set()
         # In the thread that will call it, as some libraries tie what they load to a thread.
         self._code = LoadedCode(task.code.name, self._open, self._in_thread)
         if not task.has_secrets:
@@ -209,19 +233,27 @@ class TaskReplica:
         ]
         if not items:
             await self._load()
+            return
+        self._abandon_others(owner_of(items[0].assignment.mailbox))
         tasks = [asyncio.ensure_future(self._run(item, alone)) for item in items]
+        call = _Call(items, tasks)
+        self._calls.add(call)
         try:
             left = len(items)
-            while left:
+            while left and not call.abandoned:
                 await outbox.arrived.wait()
                 starts, ends = outbox.take()
                 left -= len(ends)
                 yield starts, ends
         finally:
-            for item, task in zip(items, tasks, strict=True):
-                item.abandoned = True
-                if not item.begun:
-                    task.cancel()
+            self._calls.discard(call)
+            call.abandon()
+
+    def _abandon_others(self, owner: str) -> None:
+        """Ends calls of a former orchestrator. One that was killed does not leave their streams."""
+        for call in [*self._calls]:
+            if owner_of(call.items[0].assignment.mailbox) != owner:
+                call.abandon()
 
     async def _run(self, item: _Item, alone: bool) -> None:
         first, waited = await self._gate.enter(alone=alone)
@@ -327,7 +359,7 @@ class TaskReplica:
                     placements,
                 )
             logs = wire.logs_before(recorder.kept())
-            told = [(logs + frame, ray.put(large) if large else None) for frame, large in ends]
+            told = [(logs + frame, _put(large)) for frame, large in ends]
         except Exception as error:  # nobody may wait for ever
             info = self._defect(error)
             told = [
@@ -335,6 +367,15 @@ class TaskReplica:
                 for item, placement in zip(items, placements, strict=True)
             ]
         self._loop.call_soon_threadsafe(_tell, items, told)
+
+
+def _put(large: Large | None) -> LargeReference | None:
+    """A reference to large outputs; None if there are none, or no room for them. They are stored in any case."""
+    try:
+        return ray.put(large) if large else None
+    except RayError as error:
+        _logger.warning("large outputs are not kept in memory: %s", error)
+        return None
 
 
 def _tell(items: list[_Item], told: list[tuple[bytes, LargeReference | None]]) -> None:

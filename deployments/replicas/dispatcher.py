@@ -252,7 +252,8 @@ class ReplicaDispatcher:
             self._report(note.run_id, started)
 
     def _ended(self, taken: Attempt, frame: bytes, large: LargeReference | None) -> None:
-        if taken.group is None or taken.key not in taken.group.open:
+        group = taken.group
+        if group is None or taken.key not in group.open:
             return
         try:
             entries, frame = wire.split_logs(frame)
@@ -266,6 +267,8 @@ class ReplicaDispatcher:
             self._held.keep(taken.job.run_id, taken.job.task_id, large)
         self._log(taken, entries)
         self._finish(taken, end)
+        if group.open and all(each.cancelled for each in group.open.values()):
+            self._stop(group)
 
     def _log(self, taken: Attempt, entries: tuple[LogEntry, ...]) -> None:
         """All that an attempt has printed, which has ended."""

@@ -288,7 +288,7 @@ class Fleet:
         definition = application.definition
         task = ReplicaTask(
             code=definition.code,
-            source=await asyncio.to_thread(self._code, application),
+            source=await self._source(application),
             storage_url=self._storage_url,
             batch=identity.batch_policy(definition),
             has_gpu=definition.gpus > 0,
@@ -298,12 +298,14 @@ class Fleet:
         )
         return await self._serve(serving.deploy, application.name, definition, task, self._bounds)
 
-    def _code(self, application: Application) -> bytes | str:
-        """The code, or where it lies in the storage. Blocks."""
-        definition = application.definition
+    async def _source(self, application: Application) -> bytes | str:
+        """The code, or where it lies in the storage."""
         try:
-            data = self._load_code(definition.code.digest)
-            return data if len(data) <= _SMALL_CODE else self._codes.put(application.name, data)
+            data = await asyncio.to_thread(self._load_code, application.definition.code.digest)
+            if len(data) <= _SMALL_CODE:
+                return data
+            # In this thread, behind what still deletes an application of the same name.
+            return await self._serve(self._codes.put, application.name, data)
         except Exception as error:
             raise _CodeMissingError(f"the task's code is not to be had: {error}") from error
 

@@ -17,7 +17,7 @@ import contextlib
 import gc
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -30,8 +30,6 @@ from lattice.execution.secrets import SecretValues, in_environment, masked_error
 from lattice.ports.execution import LogEntry
 from lattice.workflow.events import ErrorInfo
 
-#: So many of the values before stay masked.
-_MOST_OLD = 100
 #: What is kept of what code prints while it is loaded, in bytes. Where it does not load, Serve is told it.
 _MOST_PRINTED = 16 * 1024
 
@@ -83,8 +81,7 @@ class LoadedCode:
         self._users = 0
         self._unused = asyncio.Event()
         self._around = ExitStack()
-        #: The values of secrets that came, the newest last; all are masked in what this process prints.
-        self.values: tuple[str, ...] = ()
+        self._seen = capture.SeenSecrets()
         #: When it was loaded, in seconds since the epoch.
         self.loaded_at = 0.0
         self._printed: deque[LogEntry] = deque()
@@ -94,15 +91,12 @@ class LoadedCode:
         if values.read_at > self._read_at:
             self._read_at = values.read_at
             self._newest = values.by_name
-            self._hide(values.by_name.values())
+            self._seen.add(values.by_name.values())
 
-    def _hide(self, newest: Iterable[str]) -> None:
-        before = {*self.values}
-        last = dict.fromkeys(newest)
-        old = [value for value in self.values if value not in last]
-        self.values = (*old[-_MOST_OLD:], *last)
-        if {*self.values} != before:
-            capture.mask(self.values)
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The values of secrets that came, which are masked in all that this process prints."""
+        return self._seen.values
 
     def masked(self, info: ErrorInfo) -> ErrorInfo:
         """`info` without the values."""

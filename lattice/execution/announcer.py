@@ -26,9 +26,11 @@ class _Running:
 
     __slots__ = ("announce", "announced", "due", "pause")
 
-    def __init__(self, announce: Callable[[], None], due: float, pause: float) -> None:
+    def __init__(
+        self, announce: Callable[[], None], announced: bool, due: float, pause: float
+    ) -> None:
         self.announce = announce
-        self.announced = False
+        self.announced = announced
         self.due = due
         self.pause = pause
 
@@ -50,9 +52,10 @@ class Announcer:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def begin(self, announce: Callable[[], None]) -> None:
-        """An attempt begins; the one before it has ended."""
-        self._current = _Running(announce, time.monotonic() + self._delay, self._again)
+    def begin(self, announce: Callable[[], None], *, announced: bool = False) -> None:
+        """An attempt begins; the one before it has ended. `announced`: somebody else has done so a first time."""
+        due = time.monotonic() + (self._again if announced else self._delay)
+        self._current = _Running(announce, announced, due, self._again)
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._watch, name="lattice-announcer", daemon=True

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from lattice.execution import pickling
 from lattice.execution.failures import describe, message_of, type_name
 from lattice.execution.sandbox.request import Given
 from lattice.execution.storage import FsspecStorage
 from lattice.ports.execution import Argument
-from lattice.workflow.events import ErrorInfo
+from lattice.workflow.events import ErrorInfo, Value
 
 #: The large outputs of a task, as they come along with an attempt.
 Held = Mapping[str, Any]
@@ -58,8 +58,7 @@ def load(
             continue
         held = None if position is None else upstream[position]
         try:
-            read = functools.partial(value, argument, held, storage_url)
-            params[argument.key] = _found(argument, read)
+            params[argument.key] = value(argument, held, storage_url)
         except UnavailableError:
             raise
         except BaseException as error:
@@ -105,7 +104,7 @@ def _named(argument: Argument) -> str:
 
 
 def value(argument: Argument, held: Held | None, storage_url: str) -> object:
-    """The value of an argument, unpickled. Raises OSError and what unpickling raises."""
+    """The value of an argument, unpickled. Raises UnavailableError and what unpickling raises."""
     given = argument.value
     if given is None:
         raise ValueError("no value was given")
@@ -113,10 +112,31 @@ def value(argument: Argument, held: Held | None, storage_url: str) -> object:
         return pickling.loads(given.inline)
     if held is not None and argument.source is not None and argument.source[1] in held:
         return pickling.loads(*held[argument.source[1]])
+    with _found(argument, lambda: _open(given, storage_url)) as file:
+        return pickling.load(cast("IO[bytes]", _Stored(argument, file)))
+
+
+def _open(given: Value, storage_url: str) -> IO[bytes]:
     if given.location is None:
         raise FileNotFoundError("it was not stored")
-    with storage(storage_url).open(given.location) as file:
-        return pickling.load(file)
+    return storage(storage_url).open(given.location)
+
+
+class _Stored:
+    """A file of the storage, whose errors are told from those of the user's classes that are made from it."""
+
+    def __init__(self, argument: Argument, file: IO[bytes]) -> None:
+        self._argument = argument
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        return _found(self._argument, lambda: self._file.read(size))
+
+    def readline(self) -> bytes:
+        return _found(self._argument, self._file.readline)
+
+    def readinto(self, buffer: Any) -> int:
+        return _found(self._argument, lambda: self._file.readinto(buffer))  # type: ignore[attr-defined,no-any-return]
 
 
 def _bytes(argument: Argument, held: Held | None, storage_url: str) -> Given:

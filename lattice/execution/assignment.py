@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lattice.execution.shape import variables_of
 from lattice.ids import RunId, TaskId
 from lattice.ports.execution import Argument, Job
 from lattice.ports.tracing import SpanExport
@@ -99,5 +100,5 @@ class Assignment:
             after=job.after,
             call=call,
             sandbox=definition.sandbox,
-            environment={} if definition.sandbox is None else definition.variables,
+            environment={} if definition.sandbox is None else variables_of(definition),
         )

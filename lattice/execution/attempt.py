@@ -12,20 +12,21 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import operator
 import os
 import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from lattice.execution import arguments, capture, pickling, sandboxed, spans, summary, wire
 from lattice.execution.arguments import UnavailableError
 from lattice.execution.assignment import Assignment
 from lattice.execution.code import CodeLoadError, Function, load, loaded_apart
 from lattice.execution.failures import describe, message_of, type_name
-from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call, run_items
+from lattice.execution.runner import Failed, Outcome, invoke, run_batch, run_call
 from lattice.execution.sandbox.request import Request
 from lattice.execution.secrets import in_environment, masked_error
 from lattice.execution.storage import location_of
@@ -37,6 +38,7 @@ from lattice.workflow.task import Code
 #: Bytes of all inline values of one attempt together; what goes beyond is stored.
 MAX_INLINE_TOTAL = 1024 * 1024
 
+Result = TypeVar("Result")
 #: The large outputs of an attempt, for the next tasks.
 Large = dict[str, pickling.Parts]
 
@@ -133,7 +135,7 @@ def run_items_of(
         For each attempt the frame of its end, and its large outputs; no failure is another's.
     """
     ends: dict[int, tuple[bytes, Large | None]] = {}
-    ready: list[tuple[int, dict[str, object]]] = []
+    ready: list[tuple[int, Callable[[], dict[str, object]]]] = []
     batched = assignments[0].batched
     with _clean_process(assignments[0].has_gpu):
         for position, assignment in enumerate(assignments):
@@ -141,7 +143,8 @@ def run_items_of(
             try:
                 params = _arguments(assignment, upstream[position])
                 if batched:
-                    ready.append((position, params))
+                    again = functools.partial(_arguments, assignment, upstream[position])
+                    ready.append((position, _first_then(params, again)))
                 else:
                     ends[position] = _end_of(
                         assignment, _run(assignment, function, params), placement
@@ -160,7 +163,7 @@ def run_items_of(
             items = [(params, assignments[position].output_keys) for position, params in ready]
             with spans.of_calls([assignments[position] for position, _ in ready]) as note:
                 try:
-                    outcomes = run_items(function, items, assignments[0].name)
+                    outcomes = run_batch(function, items, assignments[0].name)
                 except BaseException as error:  # a KeyboardInterrupt that user code itself raised
                     outcomes = [Failed(describe(error, assignments[0].name))] * len(items)
                 # All have the same secrets, as they are of one definition.
@@ -169,6 +172,12 @@ def run_items_of(
             for (position, _), outcome in zip(ready, outcomes, strict=True):
                 ends[position] = _end_of(assignments[position], outcome, placements[position])
     return [ends[position] for position in range(len(assignments))]
+
+
+def _first_then(first: Result, again: Callable[[], Result]) -> Callable[[], Result]:
+    """What gives `first` once, and then what `again` gives."""
+    left = [first]
+    return lambda: left.pop() if left else again()
 
 
 def _end_of(
@@ -185,7 +194,8 @@ def _end_of(
 def _run(assignment: Assignment, function: Function, params: dict[str, object]) -> Outcome:
     with spans.of_calls([assignment]) as note:
         if assignment.batched:
-            outcome = run_batch(function, [params], assignment.output_keys, assignment.name)[0]
+            item = (lambda: params), assignment.output_keys
+            outcome = run_batch(function, [item], assignment.name)[0]
         else:
             outcome = run_call(function, params, assignment.output_keys, assignment.name)
         outcome = _hide_secrets(assignment, outcome)
@@ -268,6 +278,7 @@ def _pack(
     values: dict[str, Value] = {}
     large: Large = {}
     inline_left = max(MAX_INLINE_TOTAL, assignment.inline_value_bytes)
+    room = math.inf if assignment.sandbox is None else assignment.sandbox.memory * 1024 * 1024
     for key, output in outputs.items():
         try:
             packed = pickling.pack(output, assignment.inline_value_bytes)
@@ -279,6 +290,12 @@ def _pack(
             )
             info = describe(error, assignment.name, message)
             return _failed(assignment, info, placement), None
+        # One object under many keys came out of the sandbox once, and is here as often.
+        room -= packed.size
+        if room < 0:
+            assert assignment.sandbox is not None
+            message = f"its outputs, each by itself, are over {assignment.sandbox.memory} MiB"
+            return _failed(assignment, ErrorInfo("SandboxLimit", message), placement), None
         if packed.size <= min(assignment.inline_value_bytes, inline_left):
             inline_left -= packed.size
             values[key] = Value(packed.size, inline=packed.data)
@@ -379,6 +396,8 @@ def render(value: Value, storage_url: str, limit: int) -> bytes:
         return wire.encode_rendering(wire.NotJson(str(error)))
     except summary.TooLongError as error:
         return wire.encode_rendering(wire.TooLarge(error.found))
+    except UnavailableError as error:
+        return wire.encode_rendering(error.error)
     except BaseException as error:
         return wire.encode_rendering(describe(error, "value"))
 

@@ -26,6 +26,9 @@ from lattice.ports.execution import LogEntry
 #: Loggers of the service and of the engine.
 _NOT_THE_USERS = ("lattice", "deployments", "ray")
 
+#: So many of the secrets before stay masked.
+_MOST_OLD = 100
+
 Result = TypeVar("Result")
 
 
@@ -98,6 +101,23 @@ def mask(hidden: Sequence[str]) -> None:
     _install()
     before, _standing = _standing, Recorder(0, lambda entries: None, hidden)
     before.end()
+
+
+class SeenSecrets:
+    """Values of secrets that this process has had, which stay masked in what it prints: threads may know them still."""
+
+    def __init__(self) -> None:
+        #: The newest last.
+        self.values: tuple[str, ...] = ()
+
+    def add(self, newest: Iterable[str]) -> None:
+        """Masks these, too."""
+        last = dict.fromkeys(newest)
+        before = {*self.values}
+        old = [value for value in self.values if value not in last]
+        self.values = (*old[-_MOST_OLD:], *last)
+        if {*self.values} != before:
+            mask(self.values)
 
 
 def take(stream: str, text: str) -> None:

@@ -9,12 +9,23 @@ the report of its end repeats its start and what it has printed.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import deque
 
 #: Notes kept while nobody collects them; the oldest go first.
 MAX_NOTES = 10_000
 #: The same for notes of what was printed, in bytes.
 MAX_LOG_BYTES = 16 * 1024 * 1024
+
+
+def new_name(owner: str) -> str:
+    """A name for the next mailbox of `owner`, in hexadecimal digits."""
+    return f"mailbox-{owner}-{uuid.uuid4().hex}"
+
+
+def owner_of(name: str) -> str:
+    """Whose mailbox it is."""
+    return name.split("-")[1]
 
 
 class Mailbox:

@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lattice.execution import wire
-from lattice.execution.mailbox import Mailbox
+from lattice.execution.mailbox import Mailbox, new_name
 from lattice.execution.ray_worker import NAMESPACE
 from lattice.ids import RunId
 from lattice.ports.execution import TaskLogged
@@ -38,6 +38,7 @@ class StartListener:
     ) -> None:
         self._logged = logged
         self._listeners = [started]
+        self._owner = uuid.uuid4().hex
         self._create()
         self._task = asyncio.ensure_future(self._listen())
 
@@ -51,7 +52,7 @@ class StartListener:
         return self._name
 
     def _create(self) -> None:
-        self._name = f"mailbox-{uuid.uuid4().hex}"
+        self._name = new_name(self._owner)
         actor: Any = ray.remote(Mailbox)
         self._actor = actor.options(
             name=self._name,

@@ -32,6 +32,7 @@ from lattice.workflow.task import Code
 NAMESPACE = "lattice"
 
 _announcer = Announcer()
+_secrets = capture.SeenSecrets()
 
 
 def run_attempts(
@@ -64,11 +65,12 @@ def _run_attempt(
     if assigned.timed:
         # Code that never lets go of the interpreter would keep the announcer's thread from telling.
         announce(assigned, placement)
-    else:
-        _announcer.begin(functools.partial(_takes_long, assigned, placement, fusion))
+    _announcer.begin(
+        functools.partial(_takes_long, assigned, placement, fusion), announced=assigned.timed
+    )
     try:
-        hidden = [*assigned.secrets.values()]
-        with capture.recording(assigned.log_bytes, teller([assigned]), hidden) as recorder:
+        _secrets.add(assigned.secrets.values())
+        with capture.recording(assigned.log_bytes, teller([assigned]), _secrets.values) as recorder:
             frame, large = attempt.run_attempt(assigned, _fetch(code), upstream, placement)
         return wire.logs_before(recorder.kept()) + frame, large
     finally:
@@ -95,8 +97,9 @@ def run_function(
     note = wire.StartNote(call_id, TaskStarted(TaskId(""), 0, _placement()))
     _announcer.begin(functools.partial(_push, mailbox, note))
     try:
+        _secrets.add(secrets.values())
         # Nothing is recorded of a call, but what it prints goes to the log of this process.
-        with capture.recording(0, lambda entries: None, [*secrets.values()]):
+        with capture.recording(0, lambda entries: None, _secrets.values):
             return attempt.run_function(
                 code, _fetch(*data), args, kwargs, has_gpu=has_gpu, limit=limit, secrets=secrets
             )

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lattice.execution import forks
 from lattice.execution.code import Function
 from lattice.execution.failures import describe, printable, shortened, type_name
 from lattice.execution.source import readable
+from lattice.workflow.checks import MAX_OUTPUT_KEY, is_output_key
 from lattice.workflow.events import ErrorInfo
 
-#: Most outputs of one call, and longest output key, in characters. Each output is pickled and kept by
-#: itself, so a result of many keys costs much more than one output that is a large dict.
+#: Most outputs of one call. Each output is pickled and kept by itself, so a result of many keys costs much more
+#: than one output that is a large dict.
 MAX_OUTPUTS = 1_000
-MAX_KEY = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +88,21 @@ def run_call(
 
 
 def run_batch(
-    function: Function, batch: Sequence[dict[str, object]], output_keys: Sequence[str], name: str
+    function: Function,
+    items: Sequence[tuple[Callable[[], dict[str, object]], Sequence[str]]],
+    name: str,
 ) -> list[Outcome]:
     """Runs `function(batch)`, which returns as many items in the same order; an exception is an item's error.
 
     If the call raises or the length is wrong, the batch is split and its halves run again, so that only
     the items that really fail fail.
+
+    Args:
+        items: for each what gives its parameters, which is asked anew for each call, as the one before may have
+            changed them; and the output keys that it wants, in which tasks of one code may differ.
     """
-    return run_items(function, [(params, output_keys) for params in batch], name)
-
-
-def run_items(
-    function: Function,
-    items: Sequence[tuple[dict[str, object], Sequence[str]]],
-    name: str,
-) -> list[Outcome]:
-    """As `run_batch`, where each item says which output keys it wants: tasks of one code may differ there."""
     try:
-        returned = invoke(function, [params for params, _ in items])
+        returned = invoke(function, [params() for params, _ in items])
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -134,7 +131,7 @@ def run_items(
     return [
         outcome
         for half in (items[:middle], items[middle:])
-        for outcome in run_items(function, half, name)
+        for outcome in run_batch(function, half, name)
     ]
 
 
@@ -162,13 +159,13 @@ def _check(function: Function, returned: object, output_keys: Sequence[str], nam
     except BaseException as error:
         return Failed(describe(error, name))
     for key in outputs:
-        if not isinstance(key, str) or len(key) > MAX_KEY or not _encodable(key):
+        if not is_output_key(key):
             return _refuse(
                 function,
                 name,
                 "TypeError",
                 f"the task returned the output key {_shown(key)}; keys must be text of at most "
-                f"{MAX_KEY} characters",
+                f"{MAX_OUTPUT_KEY:,} bytes in UTF-8, without the character NUL",
             )
     missing = [key for key in output_keys if key not in outputs]
     if missing:
@@ -189,14 +186,6 @@ def _check(function: Function, returned: object, output_keys: Sequence[str], nam
             "such a dict as the value of one key",
         )
     return Succeeded({str.__str__(key): value for key, value in outputs.items()})
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shown(value: object) -> str:

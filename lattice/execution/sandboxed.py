@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from lattice.execution import capture
-from lattice.execution.runner import MAX_KEY, MAX_OUTPUTS, Failed, Outcome, Succeeded
+from lattice.execution.runner import MAX_OUTPUTS, Failed, Outcome, Succeeded
 from lattice.execution.sandbox import worker
 from lattice.execution.sandbox.plain import NotPlainError
 from lattice.execution.sandbox.request import Request, decode_answer
+from lattice.workflow.checks import is_output_key
 from lattice.workflow.events import ErrorInfo
 from lattice.workflow.sandbox import Sandbox
 
@@ -25,18 +26,11 @@ def run(request: Request, limits: Sandbox) -> Outcome:
     # Checked once more: what was checked inside may have been replaced there.
     if type(found) is not dict or len(found) > max(MAX_OUTPUTS, len(request.output_keys)):
         return _forged("it is no dict of outputs")
-    if not all(_is_key(key) for key in found):
-        return _forged("an output key is no text")
+    if not all(is_output_key(key) for key in found):
+        return _forged("an output has no proper key")
     if any(key not in found for key in request.output_keys):
         return _forged("a declared output is missing")
     return Succeeded(found)
-
-
-def _is_key(key: object) -> bool:
-    try:
-        return isinstance(key, str) and len(key.encode()) <= 4 * MAX_KEY
-    except UnicodeEncodeError:
-        return False
 
 
 def _forged(reason: str) -> Failed:

@@ -26,6 +26,12 @@ def env_of(runtime_env: Mapping[str, object], tenant: Tenant | None) -> str:
     return json.dumps(env, sort_keys=True) if env else ""
 
 
+def variables_of(definition: Definition) -> dict[str, str]:
+    """The environment variables of a definition's code."""
+    own = {} if definition.tenant is None else {TENANT_VARIABLE: definition.tenant}
+    return {**definition.variables, **own}
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Needs and exclusions of a task. Tasks of one shape compete for the same places.

@@ -17,6 +17,7 @@ from typing import Any
 from lattice.errors import UserCodeError
 from lattice.ids import NodeId, RunId, TaskId
 from lattice.ports.execution import CallResult, LogEntry, TaskLogged
+from lattice.workflow.checks import is_output_key
 from lattice.workflow.events import (
     ErrorInfo,
     Placement,
@@ -119,10 +120,10 @@ def decode_end(frame: bytes) -> End:
             raise KeyError("placement")
         inline = iter(blobs)
         values = {
-            str(key): Value(
-                int(size),
+            _key(key): Value(
+                _size(size),
                 next(inline) if is_inline else None,
-                None if location is None else str(location),
+                None if location is None else _location(location),
             )
             for key, size, location, is_inline in header["values"]
         }
@@ -329,6 +330,24 @@ def _decode_placement(fields: list[Any]) -> Placement:
         starting=_time(starting),
         batching=_time(batching),
     )
+
+
+def _key(found: Any) -> str:
+    if not is_output_key(found):
+        raise ValueError("a key")
+    return found
+
+
+def _size(found: Any) -> int:
+    if not 0 <= int(found) < MAX_OFFSET:
+        raise ValueError("a size")
+    return int(found)
+
+
+def _location(found: Any) -> str:
+    if not is_output_key(found) or not found:
+        raise ValueError("a location")
+    return found
 
 
 def _time(found: Any) -> float:

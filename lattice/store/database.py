@@ -102,6 +102,8 @@ def refusals_as_unavailable() -> Iterator[None]:
         yield
     except DBAPIError as error:
         away = error.connection_invalidated or isinstance(error, _AWAY)
+        # "Program limit exceeded", such as a key that is too long for its index, is operational to the driver.
+        away = away and not (getattr(error.orig, "sqlstate", None) or "").startswith("54")
         kind = StoreUnavailableError if away else StoreRefusedError
         raise kind(f"database: {str(error.orig).strip()}") from error
     except NoFreeConnection as error:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from typing import TypeGuard
 
 from lattice.errors import InvalidRequestError
 
 #: Longest excerpt of a user's value in an error.
 _EXCERPT = 80
+#: Longest output key, in bytes as UTF-8. With the ids of run and task it is a key of an index, whose entries may have
+#: 2,704 bytes in PostgreSQL ("Index Row Size" in its manual's limits of B-trees).
+MAX_OUTPUT_KEY = 1_000
 
 
 def shown(value: object) -> str:
@@ -42,6 +46,16 @@ def text(value: object, field: str) -> str:
     if not value.isprintable():
         raise InvalidRequestError(field, shown(value), "only printable characters are allowed")
     return value
+
+
+def is_output_key(key: object) -> TypeGuard[str]:
+    """Whether an output can have this key: text that every database can hold."""
+    if not isinstance(key, str) or "\0" in key:
+        return False
+    try:
+        return len(key.encode()) <= MAX_OUTPUT_KEY
+    except UnicodeEncodeError:
+        return False
 
 
 def number(

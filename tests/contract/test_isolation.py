@@ -26,6 +26,7 @@ from lattice.errors import UserCodeError
 from lattice.execution.failures import MAX_KIND, MAX_KINDS, MAX_MESSAGE, MAX_TRACEBACK
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.secrets import SecretFolder
+from lattice.ids import Tenant
 from lattice.ports.execution import Argument
 from lattice.workflow.events import TaskSucceeded
 from lattice.workflow.sandbox import Sandbox
@@ -308,12 +309,14 @@ def run(p):
     sys.stdout.flush()
     subprocess.run(["echo", "from a child"], check=True)
     print("complaint", file=sys.stderr)
-    raise ValueError(os.environ["MINE"] + os.environ["HOME"])
+    raise ValueError(" ".join(os.environ[name] for name in ("MINE", "LATTICE_TENANT", "HOME")))
 """
-    job = bench.job(code, sandbox=SMALL, runtime_env={"env_vars": {"MINE": "yes "}})
+    job = bench.job(
+        code, sandbox=SMALL, tenant=Tenant("alice"), runtime_env={"env_vars": {"MINE": "yes"}}
+    )
     bench.dispatcher.submit(job)
     end: Any = await bench.end(job)
-    assert (end.error.type, end.error.message) == ("ValueError", "yes /scratch")
+    assert (end.error.type, end.error.message) == ("ValueError", "yes alice /scratch")
     assert "in run" in end.error.traceback
     assert "lattice/execution" not in end.error.traceback
     assert "ValueError" in end.error.kinds
@@ -417,6 +420,31 @@ def run(p):
     )
     assert "***" in failed.error.message
     assert SECRET not in str(failed)
+
+
+async def test_a_thread_that_is_left_tells_no_secret(
+    bench: Bench, engine: Engine, tmp_path: Path
+) -> None:
+    """After its attempt, whether or not another one runs in its process."""
+    code = """
+import os, threading, time
+def run(p):
+    def later(key):
+        while not os.path.exists(p["go"]):
+            time.sleep(0.01)
+        print("later", key, flush=True)
+        open(p["done"], "w").close()
+    threading.Thread(target=later, args=(os.environ["API_KEY"],), daemon=True).start()
+    return {"out": 1}
+"""
+    go, done = tmp_path / "go", tmp_path / "done"
+    paths = given("go", str(go)), given("done", str(done))
+    await bench.succeed(code, "leaves", paths, secrets=("API_KEY",))
+    go.touch()
+    await asyncio.to_thread(wait_until, done.exists)
+    found = contents(engine.folder)
+    assert any(b"later ***" in data for data in found.values())
+    assert [path for path, data in found.items() if SECRET.encode() in data] == []
 
 
 async def test_a_secret_is_read_when_it_is_needed(bench: Bench, secrets: Path) -> None:

@@ -28,6 +28,7 @@ from tests.contract.dispatching import (
     LONG,
     Bench,
     event_loop_tasks,
+    given,
     new_tasks,
     output_of,
 )
@@ -129,6 +130,29 @@ async def test_starts_are_reported_after_the_mailbox_was_killed(
             break
     else:
         pytest.fail("no start was reported any more")
+
+
+@pytest.mark.parametrize("timed", [False, True])
+async def test_a_start_that_was_not_heard_is_told_again(
+    bench: Bench, tmp_path: Path, timed: bool
+) -> None:
+    """Its time-out would else never end a task that hangs."""
+
+    def last(params: Params) -> Params:
+        while not Path(params["path"]).exists():
+            time.sleep(0.02)
+        return {}
+
+    listeners = bench.dispatcher.starts._listeners  # type: ignore[attr-defined]
+    heard, lost = [*listeners], asyncio.Event()
+    listeners[:] = [lambda note: lost.set()]
+    job = bench.job(last, "t", (given("path", str(tmp_path / "go")),), timed=timed)
+    bench.dispatcher.submit(job)
+    await asyncio.wait_for(lost.wait(), LONG)
+    listeners[:] = heard
+    await bench.started(job)
+    (tmp_path / "go").touch()
+    assert isinstance(await bench.end(job), TaskSucceeded)
 
 
 async def test_an_interrupted_attempt_tells_its_last_words(bench: Bench) -> None:

@@ -7,9 +7,11 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray import serve
@@ -246,6 +248,44 @@ async def test_cancelled_jobs_leave_the_queue_and_free_the_replica(
     assert isinstance(await bench.end(jobs[5]), TaskSucceeded)
     assert {path.name for path in ran.iterdir()} == {"0", "5"}
     assert [job for job in jobs[:5] if bench.ends(job)] == []
+
+
+async def test_a_cancelled_job_ends_whose_mates_end_later(bench: Bench, tmp_path: Path) -> None:
+    """It runs in another batch than they, and hangs: nobody is left who would want it."""
+
+    def work(batch: list[Params]) -> list[Params]:
+        folder = Path(batch[0]["folder"])
+        if batch[0]["x"] == 0:
+            (folder / "pid").write_text(str(os.getpid()))
+            time.sleep(1000)
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+        return [{} for _ in batch]
+
+    options: dict[str, Any] = {
+        "batch": BatchPolicy(True, 3, max_concurrent_batches=2),
+        "scaling": Scaling(max_replicas=1),
+        "resources": SMALL,
+    }
+    jobs = [
+        bench.job(work, f"t{x}", (given("x", x), given("folder", str(tmp_path))), **options)
+        for x in range(4)
+    ]
+    # In two groups of two, of which the second is in both batches.
+    for job in jobs:
+        bench.dispatcher.submit(job)
+    for job in jobs:
+        await bench.started(job)
+    for job in jobs[:3]:
+        bench.dispatcher.cancel(job.run_id, job.task_id, job.attempt)
+    # Longer than what is cancelled has to end.
+    await asyncio.sleep(1.5)
+    (tmp_path / "go").touch()
+    assert isinstance(await bench.end(jobs[3]), TaskSucceeded)
+    pid = int((tmp_path / "pid").read_text())
+    async with asyncio.timeout(LONG):
+        while psutil.pid_exists(pid):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
 
 
 async def test_a_killed_replica_loses_what_ran_and_nothing_else(bench: Bench) -> None:
@@ -501,6 +541,32 @@ async def test_large_values_go_from_process_to_process(bench: Bench, tmp_path: P
         for application in [*fleet._applications.values()]:
             fleet.remove(application)
         await until_applications(0)
+
+
+async def test_calls_of_a_dispatcher_before_give_way(engine: None, tmp_path: Path) -> None:
+    """One that was killed does not leave its calls, and what hangs there would hang for ever."""
+
+    def work(batch: list[Params]) -> list[Params]:
+        if batch[0]["x"] == 0:
+            time.sleep(1000)
+        return [{"x": params["x"]} for params in batch]
+
+    options: dict[str, Any] = {"batch_size": 1, "scaling": Scaling(max_replicas=1)}
+    first, second = new_bench(tmp_path), new_bench(tmp_path)
+    await first.start()
+    hangs, waits = batch_jobs(first, work, 2, **options)
+    before = await first.started(hangs)
+    await second.start()
+    job = replace(waits, run_id=RunId("next"))
+    second.code(work)
+    second.dispatcher.submit(job)
+    end = await second.end(job)
+    assert isinstance(end, TaskSucceeded), end
+    assert end.placement.replica != before.placement.replica
+    assert first.ends(waits) == []
+    await first.dispatcher.close()
+    await second.dispatcher.close()
+    await until_applications(0)
 
 
 async def test_the_next_dispatcher_takes_over(engine: None, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -37,6 +38,7 @@ from lattice.ports.store import (
     Write,
 )
 from lattice.store import MemoryStore, open_store
+from lattice.workflow.checks import MAX_OUTPUT_KEY, is_output_key
 from lattice.workflow.events import Value
 
 FLOW = WorkflowId("flow")
@@ -285,6 +287,16 @@ def test_values_of_finished_tasks_are_kept_with_their_place(
     assert store.load_task_values(RUN, C) == {}
     assert store.load_task_values(RunId("other"), A) == {}
     assert store.load_values(RUN) == {A: {"x": inline, "big": stored}, B: {"y": empty}}
+
+
+def test_the_longest_key_of_an_output_is_kept(store: Store, commit: Callable[..., None]) -> None:
+    """Of text that does not compress; the index has room for it beside the ids."""
+    random = Random(1)
+    key = "".join(chr(random.randrange(0x4E00, 0x9FFF)) for _ in range(MAX_OUTPUT_KEY // 3))
+    assert is_output_key(key)
+    commit(finish(1, A, **{key: Value(1, inline=b"1"), "\x01": Value(2**53 - 1, location=key)}))
+    assert {*store.load_task_values(RUN, A)} == {"\x01", key}
+    assert store.referenced([key]) == {key}
 
 
 def test_a_value_that_was_computed_again_replaces_the_first(

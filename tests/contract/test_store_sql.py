@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -294,6 +295,17 @@ def test_a_server_that_is_not_there_is_unavailable(postgresql_server: Postgresql
         open_store(postgresql_server.url("nowhere"))
     with pytest.raises(StoreUnavailableError, match="No such file"):
         open_store(postgresql_server.url("lattice") + "/nowhere")
+
+
+def test_what_a_server_will_never_take_is_refused(postgresql_url: str) -> None:
+    """To be asked for the same again and again would not end."""
+    key = "".join(map(chr, Random(1).choices(range(0x4E00, 0x9FFF), k=2_000)))
+    write = AppendMessage(RUN, 1, "{}", TaskId("t"), {key: Value(1, inline=b"1")})
+    with (
+        closing(open_store(postgresql_url)) as store,
+        pytest.raises(StoreRefusedError, match="index row size"),
+    ):
+        store.commit(store.acquire_lease(), [write])
 
 
 def test_connections_that_the_server_has_cut_are_replaced(postgresql_url: str) -> None:

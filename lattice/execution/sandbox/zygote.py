@@ -70,10 +70,14 @@ def main(descriptor: int, parent: int) -> NoReturn:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+        zygote = os.getpid()
         keeper = os.fork()
         if keeper == 0:
             orders.close()
             os.close(worker)
+            kernel.die_with_parent()
+            if os.getppid() != zygote:
+                os._exit(0)
             _keep(Sandbox(**json.loads(order)), folders, *descriptors)
         handle = os.pidfd_open(keeper)
         with contextlib.suppress(OSError):  # the worker may be gone
@@ -92,7 +96,6 @@ def _keep(
     status: int,
 ) -> NoReturn:
     try:
-        kernel.die_with_parent()
         os.setsid()
         jail.isolate()
         keeper = os.pidfd_open(os.getpid())

@@ -32,6 +32,7 @@ from lattice.workflow.events import (
     TaskSucceeded,
     Value,
 )
+from lattice.workflow.sandbox import Sandbox
 from lattice.workflow.task import Code, CodeForm
 from tests.unit.execution.codes import pickled
 
@@ -308,17 +309,9 @@ def work(p):
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_what_loses_an_attempt_tells_no_secret(worker: Worker, alone: bool) -> None:
-    """What rebuilding an argument raises, as a connection that is refused; nor one that was hidden before."""
-
-    class Refused:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return exec, (
-                "import os; raise ConnectionError('by ' + os.environ['K'] + ' old 1234')",
-            )
-
-    data = cloudpickle.dumps(Refused())
-    argument = from_task("a", Value(len(data), inline=data))
+def test_what_loses_an_attempt_tells_no_secret(worker: Worker, tmp_path: Path, alone: bool) -> None:
+    """What reading an argument raises, as where no file can have its name; nor one that was hidden before."""
+    argument = from_task("a", Value(1, location=f"by mine 1234 old 1234 {300 * 'x'}"))
     secrets = {"K": "mine 1234"}
     with hidden(["old 1234"]):
         if alone:
@@ -329,7 +322,63 @@ def test_what_loses_an_attempt_tells_no_secret(worker: Worker, alone: bool) -> N
                 ((frame, _),) = attempt.run_items_of(lambda p: {}, [assignment], [[]], [PLACEMENT])
             end = wire.decode_end(frame)
     assert isinstance(end, TaskLost)
-    assert end.error.message.endswith("could not be read from the storage: by *** ***")
+    assert "could not be read from the storage: " in end.error.message
+    assert end.error.message.endswith(f"/by *** *** {300 * 'x'}'")
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_value_whose_class_cannot_be_made_again_fails_the_attempt(
+    worker: Worker, tmp_path: Path, stored: bool
+) -> None:
+    """With the traceback, whatever the class raises: the storage has not failed."""
+    for kind in ("ConnectionError", "FileNotFoundError"):
+
+        class Refused:
+            def __reduce__(self, kind: str = kind) -> tuple[Any, ...]:
+                return exec, (f"def connect():\n    raise {kind}('the database')\nconnect()",)
+
+        data = cloudpickle.dumps(Refused())
+        value = Value(len(data), location="runs/x") if stored else Value(len(data), inline=data)
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs/x").write_bytes(data)
+        error = worker.fail(lambda p: {}, (from_task("a", value),))
+        assert f"could not be unpickled: {kind}: the database" in error.message
+        assert "in connect" in error.traceback
+
+
+def test_what_comes_out_of_a_sandbox_is_bounded_as_it_is_kept(worker: Worker) -> None:
+    """One object under many keys comes out once, and is kept as often."""
+    outputs: dict[str, object] = dict.fromkeys("abcde", b"x" * (5 << 20))
+    assignment = worker.assignment(lambda p: {}, sandbox=Sandbox(memory=16))
+    frame, large = attempt._pack(assignment, outputs, PLACEMENT)
+    end = wire.decode_end(frame)
+    assert isinstance(end, TaskFailed)
+    assert (end.error.type, large) == ("SandboxLimit", None)
+    assert end.error.message == "its outputs, each by itself, are over 16 MiB"
+    del outputs["d"], outputs["e"]
+    frame, _ = attempt._pack(assignment, outputs, PLACEMENT)
+    assert isinstance(wire.decode_end(frame), TaskSucceeded)
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "location"),
+    [
+        ("a\0", 1, "x"),
+        ("k" * 1001, 1, "x"),
+        ("a", -1, "x"),
+        ("a", 2**63, "x"),
+        ("a", 1, "x\0"),
+        ("a", 1, ""),
+    ],
+)
+def test_a_report_that_no_database_could_hold_is_none(
+    worker: Worker, key: str, size: int, location: str
+) -> None:
+    """User code may write what it likes into the memory of its process."""
+    values = {key: Value(size, location=location)}
+    end = TaskSucceeded(TaskId("t"), 1, 5.0, PLACEMENT, {}, values)
+    with pytest.raises(wire.FrameError):
+        wire.decode_end(wire.encode_end(end))
 
 
 def test_a_batch_tells_no_secret(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lattice.execution.runner import MAX_KEY, MAX_OUTPUTS, Failed, Outcome, run_batch, run_call
+from lattice.execution.runner import MAX_OUTPUTS, Failed, Outcome, run_batch, run_call
+from lattice.workflow.checks import MAX_OUTPUT_KEY
 from lattice.workflow.events import ErrorInfo
 
 Params = dict[str, object]
@@ -144,10 +145,26 @@ def test_a_generator_is_no_dict() -> None:
     assert "returned generator" in error(call(function)).message
 
 
-@pytest.mark.parametrize("key", [1, None, ("a",), "\ud800", "k" * (MAX_KEY + 1)])
+@pytest.mark.parametrize(
+    "key",
+    [
+        1,
+        None,
+        ("a",),
+        "\ud800",
+        "a\0b",
+        "k" * (MAX_OUTPUT_KEY + 1),
+        "é" * (MAX_OUTPUT_KEY // 2 + 1),
+    ],
+)
 def test_keys_must_be_text(key: object) -> None:
-    """Text that can be encoded, and not too long."""
+    """Text that every database can hold, and not too long."""
     assert "keys must be text" in error(call(lambda params: {key: 1})).message
+
+
+@pytest.mark.parametrize("key", ["", "a b\n", "k" * MAX_OUTPUT_KEY, "é" * (MAX_OUTPUT_KEY // 2)])
+def test_keys_may_be_any_such_text(key: str) -> None:
+    assert outputs(call(lambda params: {key: 1})) == {key: 1}
 
 
 def test_a_missing_output_is_named() -> None:
@@ -257,7 +274,8 @@ def test_prints_are_fine(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def batch(function: Callable[..., Any], *numbers: int) -> list[Outcome]:
-    return run_batch(function, [{"x": number} for number in numbers], ("y",), "the task")
+    items = [(lambda x=number: {"x": x, "seen": []}, ("y",)) for number in numbers]
+    return run_batch(function, items, "the task")
 
 
 def test_a_batch_has_one_outcome_for_each_item_in_order() -> None:
@@ -303,12 +321,31 @@ def test_a_batch_of_the_wrong_length_fails(returned: object, found: str) -> None
 
 
 def test_a_function_cannot_change_the_batch_that_is_split() -> None:
-    """It gets a list of its own each time."""
+    """It gets a list, and items, of its own each time."""
 
-    def function(items: list[dict[str, int]]) -> list[dict[str, int]]:
+    def function(items: list[dict[str, Any]]) -> list[dict[str, int]]:
+        for item in items:
+            item["seen"].append(len(items))
         first = items.pop()
+        x = first.pop("x")
         if items:
             raise ValueError
-        return [{"y": first["x"]}]
+        return [{"y": x, "seen": first["seen"]}]
 
-    assert [outputs(each)["y"] for each in batch(function, 1, 2)] == [1, 2]
+    found = [outputs(each) for each in batch(function, 1, 2)]
+    assert found == [{"y": 1, "seen": [1]}, {"y": 2, "seen": [1]}]
+
+
+def test_parameters_that_cannot_be_had_again_fail_only_their_item() -> None:
+    """As where the storage has gone meanwhile."""
+    left = [{"x": 1}]
+
+    def function(items: list[dict[str, int]]) -> list[dict[str, int]]:
+        if len(items) > 1:
+            raise ValueError
+        return [{"y": items[0]["x"]}]
+
+    items = [(left.pop, ("y",)), (lambda: {"x": 2}, ("y",))]
+    first, second = run_batch(function, items, "the task")
+    assert error(first).type == "IndexError"
+    assert outputs(second) == {"y": 2}

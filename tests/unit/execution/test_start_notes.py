@@ -28,6 +28,21 @@ def test_an_attempt_that_lasts_is_announced() -> None:
         announcer.end()
 
 
+def test_what_others_have_announced_is_announced_again() -> None:
+    """As the note may be lost, on which a time-out depends; and the next attempt is not kept waiting for that."""
+    announced = threading.Event()
+    announcer = Announcer(0.0, nap, again=0.05)
+    announcer.begin(announced.set, announced=True)
+    assert announced.wait(LONG)
+    announcer = Announcer(0.0, nap, again=LONG)
+    announced.clear()
+    first = threading.Event()
+    announcer.begin(first.set, announced=True)
+    announcer.begin(announced.set)
+    assert announced.wait(LONG / 2)
+    assert not first.is_set()
+
+
 def test_an_attempt_that_ends_at_once_is_not_announced() -> None:
     """The next one, which lasts, is."""
     announcer = Announcer(3.0, nap)
