@@ -15,7 +15,7 @@ from deployments.replicas.dispatcher import CANCEL_GRACE, ReplicaDispatcher
 from deployments.replicas.fleet import Fleet
 from deployments.replicas.identity import Bounds
 from lattice.execution.ray_tasks import RayTaskDispatcher
-from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
+from lattice.ids import NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
     Call,
@@ -25,6 +25,7 @@ from lattice.ports.execution import (
     EngineNode,
     Job,
     Load,
+    LoadCode,
     Report,
 )
 from lattice.settings import LatticeSettings
@@ -49,7 +50,7 @@ class RoutingDispatcher:
     async def start(
         self,
         report: Callable[[RunId, Report], None],
-        load_code: Callable[[Digest], bytes],
+        load_code: LoadCode,
         ahead: Ahead,
     ) -> None:
         """Gets ready. Only tasks that do not go to replicas are run ahead of their time."""
@@ -116,6 +117,11 @@ class RoutingDispatcher:
     async def head_port(self) -> int:
         """The port under which other nodes join the engine."""
         return await self._tasks.head_port()
+
+    def pause(self, paused: bool) -> None:
+        """Hands over nothing more until it is told otherwise; what runs goes on."""
+        self._tasks.pause(paused)
+        self._replicas.pause(paused)
 
     async def close(self) -> None:
         """Cancels what runs and lets go of the engine."""

@@ -217,9 +217,12 @@ class Tasks:
         assert isinstance(report, TaskSucceeded), report
         self._waiting.pop(report.task_id).set_result(report)
 
+    async def _source(self, digest: Digest) -> bytes:
+        return self._sources[digest]
+
     async def start(self) -> None:
         """Starts the dispatcher."""
-        await self._dispatcher.start(self._report, self._sources.__getitem__, lambda *_: ())
+        await self._dispatcher.start(self._report, self._source, lambda *_: ())
 
     async def close(self) -> None:
         """Ends it, and its replicas."""

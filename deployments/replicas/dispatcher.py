@@ -32,8 +32,16 @@ from lattice.execution.ray_starts import StartListener
 from lattice.execution.ray_tasks import RECALL_AFTER
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import Room, shortage
-from lattice.ids import Digest, NodeId, RunId, TaskId
-from lattice.ports.execution import Definition, Job, Load, LogEntry, Report, TaskLogged
+from lattice.ids import NodeId, RunId, TaskId
+from lattice.ports.execution import (
+    Definition,
+    Job,
+    Load,
+    LoadCode,
+    LogEntry,
+    Report,
+    TaskLogged,
+)
 from lattice.ports.secrets import SecretError
 from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import (
@@ -93,12 +101,13 @@ class ReplicaDispatcher:
         self._suspects: OrderedDict[tuple[RunId, TaskId], None] = OrderedDict()
         self._groups: set[Group] = set()
         self._pump_due = False
+        self._paused = False
         self._closed = False
 
     async def start(
         self,
         report: Callable[[RunId, Report], None],
-        load_code: Callable[[Digest], bytes],
+        load_code: LoadCode,
         starts: StartListener,
     ) -> None:
         """Gets ready. `starts` hears of attempts whose start must be told before they run."""
@@ -148,14 +157,14 @@ class ReplicaDispatcher:
         return replicas * application.calls_ahead
 
     def _pump_soon(self) -> None:
-        if self._pump_due or not self._queue.has_next or self._closed:
+        if self._pump_due or self._paused or self._closed or not self._queue.has_next:
             return
         self._pump_due = True
         self._loop.call_later(_GATHER if self._groups else 0.0, self._pump)
 
     def _pump(self) -> None:
         self._pump_due = False
-        if self._closed:
+        if self._closed or self._paused:
             return
         taken: dict[tuple[Application, bool], list[Attempt]] = {}
         for _ in range(_SLICE):
@@ -168,6 +177,11 @@ class ReplicaDispatcher:
             size = 1 if alone else application.group_size
             for start in range(0, len(attempts), size):
                 self._send(application, attempts[start : start + size], alone)
+        self._pump_soon()
+
+    def pause(self, paused: bool) -> None:
+        """Gives replicas nothing more until it is told otherwise; what they have goes on."""
+        self._paused = paused
         self._pump_soon()
 
     def _send(self, application: Application, attempts: list[Attempt], alone: bool) -> None:

@@ -30,9 +30,11 @@ from lattice.execution.secrets import SecretValues, values_of
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
 from lattice.execution.storage import FsspecStorage
-from lattice.ids import Digest
 from lattice.observability.logs import LogFormat
-from lattice.ports.execution import Definition
+from lattice.ports.execution import (
+    Definition,
+    LoadCode,
+)
 from lattice.ports.secrets import NoSecrets, Secrets
 from lattice.workflow.events import ErrorInfo
 
@@ -109,10 +111,11 @@ class Fleet:
         self._leftovers: dict[str, float] = {}
         self._closed = False
         self._work = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
         # Serve's client is not made for several threads.
         self._serve_thread = ThreadPoolExecutor(1, "lattice-serve")
 
-    async def start(self, crew: Crew, load_code: Callable[[Digest], bytes]) -> None:
+    async def start(self, crew: Crew, load_code: LoadCode) -> None:
         """Takes over what a former fleet of the same scope has left."""
         self._loop = asyncio.get_running_loop()
         self._crew = crew
@@ -301,7 +304,7 @@ class Fleet:
     async def _source(self, application: Application) -> bytes | str:
         """The code, or where it lies in the storage."""
         try:
-            data = await asyncio.to_thread(self._load_code, application.definition.code.digest)
+            data = await self._load_code(application.definition.code.digest)
             if len(data) <= _SMALL_CODE:
                 return data
             # In this thread, behind what still deletes an application of the same name.
@@ -441,6 +444,10 @@ class Fleet:
     async def close(self) -> None:
         """Lets go of the applications, and deletes them unless another orchestrator takes them over."""
         self._closed = True
+        if self._watching is None:
+            # It was not started, and knows of none.
+            self._serve_thread.shutdown(wait=False)
+            return
         applications = self._applications.values()
         tasks = [self._watching]
         tasks += [each.creating for each in applications if each.creating is not None]

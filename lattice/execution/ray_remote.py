@@ -12,6 +12,7 @@ import ray
 
 from lattice.execution.shape import Shape
 from lattice.ids import Digest
+from lattice.ports.execution import LoadCode
 
 _MIB = 1024 * 1024
 #: Functions with their options, which Ray validates once for each.
@@ -63,7 +64,7 @@ CodeSource = bytes | ray.ObjectRef[bytes]
 class CodeSources:
     """Code by digest; what is not small is put into the object store once while it is used."""
 
-    def __init__(self, load: Callable[[Digest], bytes]) -> None:
+    def __init__(self, load: LoadCode) -> None:
         self._load = load
         self._kept: OrderedDict[Digest, tuple[CodeSource, int]] = OrderedDict()
         self._bytes = 0
@@ -83,12 +84,11 @@ class CodeSources:
         return self._loading[digest]
 
     async def _put(self, digest: Digest) -> CodeSource:
-        def put() -> tuple[CodeSource, int]:
-            data = self._load(digest)
-            return data if len(data) <= _SMALL_CODE else ray.put(data), len(data)
-
         try:
-            source, size = await asyncio.to_thread(put)
+            data = await self._load(digest)
+            size = len(data)
+            small = size <= _SMALL_CODE
+            source: CodeSource = data if small else await asyncio.to_thread(ray.put, data)
         finally:
             del self._loading[digest]
         self._kept[digest] = source, size

@@ -35,7 +35,7 @@ from lattice.execution.ray_starts import StartListener
 from lattice.execution.secrets import values_of
 from lattice.execution.shape import Shape
 from lattice.execution.shortage import shortage
-from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
+from lattice.ids import NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
     Call,
@@ -44,6 +44,7 @@ from lattice.ports.execution import (
     EngineNode,
     Job,
     Load,
+    LoadCode,
     Report,
     TaskLogged,
 )
@@ -115,6 +116,8 @@ class RayTaskDispatcher:
         self.held = held if held is not None else HeldValues()
         self._excluded: frozenset[NodeId] | None = None
         self._pump_due = False
+        self._paused = False
+        self._is_started = False
         self._closed = False
         self._node_watch: asyncio.Future[None] | None = None
         self._run_attempts = RemoteFunctions(ray_worker.run_attempts, returns=2)
@@ -122,7 +125,7 @@ class RayTaskDispatcher:
     async def start(
         self,
         report: Callable[[RunId, Report], None],
-        load_code: Callable[[Digest], bytes],
+        load_code: LoadCode,
         ahead: Ahead,
     ) -> None:
         """Gets ready; see `lattice.ports.execution.Dispatcher`."""
@@ -132,6 +135,7 @@ class RayTaskDispatcher:
         self._fusing = Fusing(self._queue, self._durations, self._codes, ahead)
         self.starts = StartListener(self._heard_start, self._heard_logs)
         self._calls.listen(self.starts)
+        self._is_started = True
         await self.nodes()
         self._node_watch = asyncio.ensure_future(self._watch_nodes())
 
@@ -180,7 +184,7 @@ class RayTaskDispatcher:
         self._pump_soon()
 
     def _pump_soon(self) -> None:
-        if not self._pump_due and self._queue.has_next and not self._closed:
+        if not (self._pump_due or self._paused or self._closed) and self._queue.has_next:
             self._pump_due = True
             self._loop.call_soon(self._pump)
 
@@ -188,12 +192,17 @@ class RayTaskDispatcher:
         self._pump_due = False
         begun = 0
         while begun < _SLICE:
-            taken = None if self._closed else self._queue.take()
+            taken = None if self._closed or self._paused else self._queue.take()
             if taken is None:
                 return
             call = self._fused(taken)
             self._begin(call)
             begun += len(call.attempts)
+        self._pump_soon()
+
+    def pause(self, paused: bool) -> None:
+        """Hands nothing more to Ray until it is told otherwise; what Ray has goes on."""
+        self._paused = paused
         self._pump_soon()
 
     def _fused(self, taken: Attempt) -> WorkerCall:
@@ -482,6 +491,8 @@ class RayTaskDispatcher:
         if self._closed:
             return
         self._closed = True
+        if not self._is_started:
+            return
         for call in self._in_flight:
             if call.report is not None:
                 force(call.report)

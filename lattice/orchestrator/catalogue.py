@@ -36,8 +36,10 @@ from lattice.workflow.graph import Workflow
 from lattice.workflow.retry import with_defaults
 from lattice.workflow.task import Code, CodeForm, Task, TaskKind, check_isolation, check_scaling
 
-#: How many workflows are kept in memory; the others are read again when they are needed.
+#: How many workflows are kept in memory, and of how many characters of stored text; the others are read again when
+#: they are needed.
 _KEPT = 1_000
+_KEPT_SIZE = 64 * 1024 * 1024
 
 
 class Catalogue:
@@ -64,6 +66,9 @@ class Catalogue:
         self._counts = dict(counts)
         self._secrets = secrets
         self._workflows: OrderedDict[WorkflowId, Workflow] = OrderedDict()
+        #: Characters that were read and written of those kept.
+        self._sizes: dict[WorkflowId, int] = {}
+        self._size = 0
         self._loading: dict[WorkflowId, asyncio.Future[None]] = {}
 
     async def workflow(self, workflow_id: WorkflowId, tenant: Tenant | None = None) -> Workflow:
@@ -91,7 +96,8 @@ class Catalogue:
             if record is None:
                 raise WorkflowNotFoundError(workflow_id)
             tasks = [Task.from_document(json.loads(text)) for text in record.tasks]
-            self.keep(Workflow(workflow_id, tasks, record.edges, record.tenant))
+            workflow = Workflow(workflow_id, tasks, record.edges, record.tenant)
+            self._keep(workflow, sum(map(len, record.tasks)))
         finally:
             del self._loading[workflow_id]
 
@@ -99,7 +105,8 @@ class Catalogue:
         """A new workflow without tasks. Raises TooLargeError."""
         self._check_another(tenant)
         workflow = Workflow(WorkflowId(self._ids.new_id()), tenant=tenant)
-        self.keep_new(workflow)
+        self.count_new(workflow)
+        self._keep(workflow, 0)
         return workflow, [PutWorkflow(workflow.workflow_id, self._clock.now(), tenant)]
 
     def add_task(
@@ -109,7 +116,7 @@ class Catalogue:
         self._check_count(len(workflow.tasks) + 1)
         task = Task(task_id, checks.text(name, "task_name"), kind)
         workflow.add_task(task)
-        return [_put(workflow.workflow_id, task)]
+        return [self._put(workflow, task)]
 
     def save_task(self, workflow: Workflow, upload: TaskUpload, *, add_edges: bool) -> list[Write]:
         """Saves what a user sent in a task.
@@ -131,7 +138,7 @@ class Catalogue:
         )
         self._check_edges(workflow.edge_count_with(task))
         added = workflow.save_task(task, add_edges=add_edges)
-        writes.append(_put(workflow.workflow_id, task))
+        writes.append(self._put(workflow, task))
         writes += [PutEdge(workflow.workflow_id, source, target) for source, target in added]
         return writes
 
@@ -144,7 +151,7 @@ class Catalogue:
         self._check_secrets(task, workflow.tenant)
         self._check_count(len(workflow.tasks) + 1)
         workflow.add_task(task)
-        return [blob, _put(workflow.workflow_id, task)]
+        return [blob, self._put(workflow, task)]
 
     def add_edge(self, workflow: Workflow, source: TaskId, target: TaskId) -> list[Write]:
         """Raises TaskNotFoundError, InvalidRequestError, CycleError and TooLargeError."""
@@ -167,7 +174,7 @@ class Catalogue:
 
     def delete(self, workflow: Workflow) -> list[Removal]:
         """Forgets a workflow."""
-        del self._workflows[workflow.workflow_id]
+        self._forget(workflow.workflow_id)
         self._counts[workflow.tenant] -= 1
         return [DeleteWorkflow(workflow.workflow_id)]
 
@@ -285,16 +292,31 @@ class Catalogue:
         is_class = upload.outline.picks_class(name)
         return Code(digest, upload.form, name, is_class), PutBlob(digest, upload.data)
 
-    def keep_new(self, workflow: Workflow) -> None:
-        """Takes a workflow into memory that was not there before."""
+    def count_new(self, workflow: Workflow) -> None:
+        """Counts a workflow whose writes are about to be appended."""
         self._counts[workflow.tenant] = self._counts.get(workflow.tenant, 0) + 1
-        self.keep(workflow)
 
-    def keep(self, workflow: Workflow) -> None:
-        """Takes a workflow into memory, where its writes are about to be appended."""
+    def _keep(self, workflow: Workflow, size: int) -> None:
         self._workflows[workflow.workflow_id] = workflow
-        while len(self._workflows) > _KEPT:
-            self._workflows.popitem(last=False)
+        self._sizes[workflow.workflow_id] = 0
+        self._grow(workflow.workflow_id, size)
+
+    def _put(self, workflow: Workflow, task: Task) -> PutTask:
+        write = _put(workflow.workflow_id, task)
+        self._grow(workflow.workflow_id, len(write.document))
+        return write
+
+    def _grow(self, workflow_id: WorkflowId, size: int) -> None:
+        self._sizes[workflow_id] += size
+        self._size += size
+        while len(self._workflows) > 1 and (
+            len(self._workflows) > _KEPT or self._size > _KEPT_SIZE
+        ):
+            self._forget(next(iter(self._workflows)))
+
+    def _forget(self, workflow_id: WorkflowId) -> None:
+        del self._workflows[workflow_id]
+        self._size -= self._sizes.pop(workflow_id)
 
 
 def _task(

@@ -8,7 +8,7 @@ that the store has committed are in the feed.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
@@ -20,6 +20,8 @@ from lattice.ports.store import Store
 #: How much of a live run is kept for subscribers that are nearly up to date; others read the store.
 _RECENT_MESSAGES = 1_000
 _RECENT_BYTES = 1024 * 1024
+#: How much of all live runs together.
+_RECENT_OF_ALL = 64 * 1024 * 1024
 #: Most messages in one group, so that a long log is not in memory at once.
 _GROUP = 500
 
@@ -33,13 +35,22 @@ class _Live:
         self.size = 0
         self.changed = asyncio.Event()
 
-    def append(self, texts: list[str]) -> None:
+    def append(self, texts: list[str]) -> int:
+        """Takes the next messages; by how much what is kept has grown."""
+        before = self.size
         self.recent.extend(texts)
         self.seq += len(texts)
         self.size += sum(map(len, texts))
         while len(self.recent) > _RECENT_MESSAGES or (self.size > _RECENT_BYTES and self.recent):
             self.size -= len(self.recent.popleft())
         self.wake()
+        return self.size - before
+
+    def drop(self) -> int:
+        """Keeps none of them; how much it was."""
+        dropped, self.size = self.size, 0
+        self.recent.clear()
+        return dropped
 
     def after(self, seq: int) -> list[str] | None:
         """Messages after `seq`, or None if some of them are no longer kept."""
@@ -95,6 +106,9 @@ class Feed:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._live: dict[RunId, _Live] = {}
+        #: Those of which messages are kept, the one that had none for longest first, and how much it is.
+        self._kept: OrderedDict[RunId, _Live] = OrderedDict()
+        self._size = 0
         self._listeners: dict[RunId, list[LogListener]] = {}
         self._failure: LatticeError | None = None
         #: How many follow a run just now.
@@ -112,11 +126,19 @@ class Feed:
 
     def publish(self, run_id: RunId, texts: list[str]) -> None:
         """The next messages of a live run, as JSON texts, have become durable."""
-        self._live[run_id].append(texts)
+        live = self._live[run_id]
+        self._size += live.append(texts)
+        self._kept[run_id] = live
+        self._kept.move_to_end(run_id)
+        while self._size > _RECENT_OF_ALL and len(self._kept) > 1:
+            self._size -= self._kept.popitem(last=False)[1].drop()
 
     def close(self, run_id: RunId) -> None:
         """The run's last message has been published; the rest is the store's."""
-        self._live.pop(run_id).wake()
+        live = self._live.pop(run_id)
+        if self._kept.pop(run_id, None) is not None:
+            self._size -= live.size
+        live.wake()
 
     @contextmanager
     def listening(self, run_id: RunId) -> Iterator[LogListener]:

@@ -44,7 +44,12 @@ class _Entry:
 
 
 class Journal:
-    """Commits writes to a store under one lease, off the event loop."""
+    """Commits writes to a store under one lease, off the event loop.
+
+    Args:
+        on_failure: is told why nothing is accepted any more.
+        on_outage: is told that the database is away, and that it is back.
+    """
 
     def __init__(
         self,
@@ -53,6 +58,7 @@ class Journal:
         clock: Clock,
         telemetry: Telemetry,
         on_failure: Callable[[LatticeError], None],
+        on_outage: Callable[[bool], None],
     ) -> None:
         self._store = store
         self._lease = lease
@@ -67,6 +73,7 @@ class Journal:
         self._group: list[_Entry] = []
         self._number = 0
         self._on_failure = on_failure
+        self._on_outage = on_outage
         # One thread: groups are committed one after another, and never behind someone's slow read.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._writer = asyncio.create_task(self._run(), name="journal")
@@ -170,6 +177,7 @@ class Journal:
         if self._outage is not None:
             _log.warning("the database is back")
             self._outage = None
+            self._on_outage(False)
         if writes:
             self._telemetry.committed(len(writes), self._clock.now() - began)
 
@@ -177,6 +185,7 @@ class Journal:
         """Tells everybody who waits that the database is away."""
         if self._outage is None:
             _log.warning("nothing becomes durable until the database is back: %s", error)
+            self._on_outage(True)
         self._outage = StoreUnavailableError(
             f"{error}; what was accepted goes on when the database is back, and what was asked meanwhile may "
             "still be done then: ask again with the same Idempotency-Key"

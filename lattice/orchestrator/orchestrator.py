@@ -56,7 +56,7 @@ class Orchestrator:
         """Listens to the engine and goes on with every run that had not ended."""
         if self._started is not None:
             return
-        self.initialize()
+        await asyncio.to_thread(self.initialize)
         assert self._lease is not None
         self._started = await Parts.start(self._around, self._lease)
 
@@ -281,7 +281,7 @@ class Orchestrator:
             await parts.refresh_nodes()
             workflow, writes = parts.catalogue.submit(tasks, edges, tenant)
             effect = parts.starts.of_workflow(workflow, writes, deadline)
-            parts.catalogue.keep_new(workflow)
+            parts.catalogue.count_new(workflow)
             return effect
 
         reply = await parts.replies.perform(once, prepare)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lattice.errors import LatticeError
+from lattice.errors import LatticeError, StoreRefusedError, StoreUnavailableError
 from lattice.ids import Digest, NodeId, Tenant
 from lattice.orchestrator.catalogue import Catalogue
 from lattice.orchestrator.feed import Feed
@@ -38,6 +38,10 @@ _log = logging.getLogger(__name__)
 
 #: The list of the engine's nodes is asked for again after this many seconds.
 _NODES_FRESH = 1.0
+
+#: Seconds between two tries to read code from a database that is away, doubled each time.
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 5.0
 
 #: Runs that are rebuilt in one go of a thread, which is slow to get its turn on a busy machine.
 _REBUILT = 100
@@ -81,7 +85,9 @@ class Parts:
         self._excluded: frozenset[NodeId] = frozenset()
         self.nodes = nodes
         self.feed = Feed(store)
-        self.journal = Journal(store, lease, clock, around.telemetry, self._fail)
+        self.journal = Journal(
+            store, lease, clock, around.telemetry, self._fail, around.dispatcher.pause
+        )
         self.quotas = Quotas(around.tenancy.max_concurrent_tasks)
         logs = TaskLogs(self.journal, self.feed, clock, limits.max_log_bytes)
         self.runs = Runs(
@@ -246,8 +252,19 @@ class Parts:
         """Raises InvalidRequestError for resources that no node has; `where` says whose they are."""
         check_placement(resources, where, self.nodes.capacities(), self.nodes.gpu_memories)
 
-    def _load_code(self, digest: Digest) -> bytes:
-        data = self._around.store.load_blob(digest)
+    async def _load_code(self, digest: Digest) -> bytes:
+        """The code, as soon as the database is there."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                data = await asyncio.to_thread(self._around.store.load_blob, digest)
+                break
+            except StoreUnavailableError as error:
+                if isinstance(error, StoreRefusedError) or self.journal.failure is not None:
+                    raise
+                _log.warning("the code of a task is waited for: %s", error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
         if data is None:
             raise LatticeError(f"the code {digest} is missing from the store")
         return data

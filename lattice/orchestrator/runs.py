@@ -6,7 +6,7 @@ that nobody has seen finish, and nothing else. A run leaves memory when its last
 
 When nothing more can be made durable, nothing more is run: the next orchestrator goes on with every
 run from its log, and whatever this one would still begin would be done twice. While the database is
-away, what runs goes on, and what would begin waits: else a crash meanwhile would repeat ever more work.
+away, what the engine has goes on, and what would begin waits: else a crash meanwhile would repeat ever more work.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Every dispatcher passes one suite in `tests/contract/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -203,16 +203,20 @@ Report = TaskStarted | TaskLogged | TaskSucceeded | TaskFailed | TaskLost
 Ahead = Callable[[RunId, Sequence[TaskId]], Iterable[Job]]
 
 
+#: Gives the bytes of code, which may have to be waited for. Raises LatticeError where it is not to be had.
+LoadCode = Callable[[Digest], Awaitable[bytes]]
+
+
 class Dispatcher(Protocol):
     """Runs attempts of tasks on the engine. Used from one event loop."""
 
     async def start(
         self,
         report: Callable[[RunId, Report], None],
-        load_code: Callable[[Digest], bytes],
+        load_code: LoadCode,
         ahead: Ahead,
     ) -> None:
-        """Gets ready. `report` and `ahead` are called on the loop; `load_code` blocks and is called in a thread.
+        """Gets ready. All that it is given is called on the loop.
 
         A dispatcher may run what `ahead` told, with the tasks that it was told for. It reports of such a job what it
         reports of others, but nothing before the job is submitted, as it may never be.
@@ -235,6 +239,9 @@ class Dispatcher(Protocol):
 
         What was already handed to the engine and waits there is taken back; what runs goes on.
         """
+
+    def pause(self, paused: bool) -> None:
+        """Hands nothing more to the engine until it is told otherwise; what the engine has goes on."""
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping
 
 from lattice.errors import InvalidRequestError
-from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
+from lattice.ids import NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
     Call,
@@ -20,6 +20,7 @@ from lattice.ports.execution import (
     EngineNode,
     Job,
     Load,
+    LoadCode,
     Report,
 )
 from lattice.workflow.events import (
@@ -95,18 +96,23 @@ class HeldDispatcher:
         self.released: list[TaskId] = []
         self.excluded: frozenset[NodeId] = frozenset()
         self.calls: dict[NodeId, int] = {}
+        self.paused = False
         self.closed = False
         self._report: Callable[[RunId, Report], None] | None = None
 
     async def start(
         self,
         report: Callable[[RunId, Report], None],
-        load_code: Callable[[Digest], bytes],
+        load_code: LoadCode,
         ahead: Ahead,
     ) -> None:
         """Remembers whom to tell, and whom to ask what follows."""
         self._report = report
         self.ahead = ahead
+
+    def pause(self, paused: bool) -> None:
+        """Notes it."""
+        self.paused = paused
 
     def submit(self, job: Job) -> None:
         """Holds the job."""

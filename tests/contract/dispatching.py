@@ -82,7 +82,7 @@ class Bench:
         """Starts the dispatcher."""
         await self.dispatcher.start(self._report, self._load_code, lambda *_: ())
 
-    def _load_code(self, digest: Digest) -> bytes:
+    async def _load_code(self, digest: Digest) -> bytes:
         self.loads.append(digest)
         if digest not in self._codes:
             raise StoreUnavailableError("no such code")

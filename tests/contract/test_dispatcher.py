@@ -5,13 +5,14 @@ The functions in here are pickled by value and run in worker processes.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from deployments.replicas.identity import Bounds
 from deployments.routing import RoutingDispatcher
 from lattice.errors import UserCodeError
 from lattice.ids import RunId, TaskId
+from lattice.ports.execution import Dispatcher
 from lattice.workflow.events import TaskLost, TaskStarted, TaskSucceeded
 from lattice.workflow.task import BatchPolicy, Resources
 from tests.contract.dispatching import Bench, event_loop_tasks, given, new_tasks, output_of
@@ -249,6 +251,39 @@ async def test_code_that_is_not_to_be_had_loses_the_task(bench: Bench) -> None:
     end = await bench.end(job)
     assert isinstance(end, TaskLost)
     assert "no such code" in end.error.message
+
+
+# -- pauses ------------------------------------------------------------------------------------
+
+
+async def test_nothing_begins_while_it_is_paused(bench: Bench, tmp_path: Path) -> None:
+    """What runs goes on; what was submitted meanwhile begins afterwards."""
+
+    def run(params: Params) -> Params:
+        while not Path(params["path"]).exists():
+            time.sleep(0.02)
+        return {}
+
+    argument = given("path", str(tmp_path / "go"))
+    runs, waits = bench.job(run, "runs", (argument,)), bench.job(run, "waits", (argument,))
+    bench.dispatcher.submit(runs)
+    await bench.started(runs)
+    bench.dispatcher.pause(True)
+    bench.dispatcher.submit(waits)
+    (tmp_path / "go").touch()
+    assert isinstance(await bench.end(runs), TaskSucceeded)
+    await asyncio.sleep(1)
+    assert bench.reports[waits.run_id, waits.task_id] == []
+    bench.dispatcher.pause(False)
+    assert isinstance(await bench.end(waits), TaskSucceeded)
+
+
+@pytest.mark.parametrize("new", [new_tasks, replica_dispatcher])
+async def test_one_that_was_not_started_can_be_closed(
+    new: Callable[[str], Dispatcher], storage_url: str
+) -> None:
+    """As where the database has gone before it."""
+    await new(storage_url).close()
 
 
 # -- starts ------------------------------------------------------------------------------------

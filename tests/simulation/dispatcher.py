@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from lattice.errors import InvalidRequestError
-from lattice.ids import Digest, NodeId, RunId, TaskId, Tenant
+from lattice.ids import NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
     Call,
@@ -21,6 +21,7 @@ from lattice.ports.execution import (
     EngineNode,
     Job,
     Load,
+    LoadCode,
     LogEntry,
     Report,
     TaskLogged,
@@ -61,12 +62,15 @@ class SimulatedDispatcher:
     async def start(
         self,
         report: Callable[[RunId, Report], None],
-        load_code: Callable[[Digest], bytes],
+        load_code: LoadCode,
         ahead: Ahead,
     ) -> None:
         """Remembers whom to tell and whom to ask."""
         self._report = report
         self._ahead = ahead
+
+    def pause(self, paused: bool) -> None:
+        """All that was submitted is with the engine at once, and goes on."""
 
     def submit(self, job: Job) -> None:
         """Decides at once what becomes of the attempt, and lets it happen in time."""

@@ -185,7 +185,9 @@ class Ledger:
                 if source in log.finished
                 or ((told := account.latest.get((job.run_id, source))) and told.counts_as_success)
             }
-            if set(log.plan.upstream[job.task_id]) - done != set(job.after):
+            lacking, after = set(log.plan.upstream[job.task_id]) - done, set(job.after)
+            # One that was deposed and does not know it yet sees an older state.
+            if lacking != after if account is self._in_charge else not lacking <= after:
                 self.fail(f"{name} was told ahead as if it lacked {job.after}")
             if not job.after or not expected.issuperset(job.after):
                 self.fail(f"{name} was told ahead, and does not follow {sorted(expected)}")

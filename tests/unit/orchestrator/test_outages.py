@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from lattice.errors import StoreUnavailableError
-from lattice.ids import TaskId
-from lattice.orchestrator import journal
+from lattice.errors import LatticeError, StoreRefusedError, StoreUnavailableError
+from lattice.ids import Digest, TaskId
+from lattice.orchestrator import journal, parts
 from lattice.ports.execution import LogEntry, TaskLogged
 from lattice.ports.service import LogMessages, Once
 from lattice.ports.store import Write
@@ -141,6 +141,43 @@ async def test_what_would_begin_waits(world: World, monkeypatch: pytest.MonkeyPa
     await world.orchestrator._parts.journal.barrier()
     assert list(world.dispatcher.jobs) == [(run_id, B)]
     assert (await world.messages(late))[-1] == "finish_workflow"
+
+
+async def test_the_dispatcher_pauses_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has been given already would begin, too, and a crash would have it all repeated."""
+    outage = Outage(world, monkeypatch)
+    with pytest.raises(StoreUnavailableError):
+        await world.orchestrator.create_workflow()
+    assert world.dispatcher.paused
+    outage.end()
+    await over(world)
+    assert not world.dispatcher.paused
+
+
+async def test_code_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that refuses for a moment costs no task; one that will never have it does."""
+    await world.orchestrator.submit_workflow([upload("a")], [])
+    (job,) = world.dispatcher.jobs.values()
+    digest, load = job.definition.code.digest, world.orchestrator._parts._load_code
+    errors: list[Exception] = [StoreUnavailableError("too many clients")] * 3
+    read = world.store.load_blob
+
+    def load_blob(digest: Digest) -> bytes | None:
+        if errors:
+            raise errors.pop()
+        return read(digest)
+
+    monkeypatch.setattr(parts, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(world.store, "load_blob", load_blob)
+    assert await load(digest) == b"def a(params): ..."
+    assert errors == []
+    with pytest.raises(LatticeError, match="is missing from the store"):
+        await load(Digest("0" * 64))
+    errors.append(StoreRefusedError("no such table"))
+    with pytest.raises(StoreRefusedError, match="no such table"):
+        await load(digest)
 
 
 async def test_a_commit_that_hangs_counts_as_an_outage(
