@@ -19,10 +19,10 @@ from dataclasses import replace
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 
-from deployments.replicas import identity
 from deployments.replicas.application import Application, Attempt, Group, Key
 from deployments.replicas.fleet import Fleet
 from deployments.replicas.serving import Failure
+from deployments.replicas.waiting import reason
 from deployments.task_replica import LargeReference
 from lattice.execution import ray_cluster, wire
 from lattice.execution.assignment import Assignment
@@ -30,8 +30,6 @@ from lattice.execution.held_values import HeldValues
 from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_starts import StartListener
 from lattice.execution.ray_tasks import RECALL_AFTER
-from lattice.execution.shape import Shape
-from lattice.execution.shortage import Room, shortage
 from lattice.ids import NodeId, RunId, TaskId
 from lattice.ports.execution import (
     Definition,
@@ -101,7 +99,6 @@ class ReplicaDispatcher:
         self._suspects: OrderedDict[tuple[RunId, TaskId], None] = OrderedDict()
         self._groups: set[Group] = set()
         self._pump_due = False
-        self._paused = False
         self._closed = False
 
     async def start(
@@ -157,14 +154,14 @@ class ReplicaDispatcher:
         return replicas * application.calls_ahead
 
     def _pump_soon(self) -> None:
-        if self._pump_due or self._paused or self._closed or not self._queue.has_next:
+        if self._pump_due or not self._queue.has_next or self._closed:
             return
         self._pump_due = True
         self._loop.call_later(_GATHER if self._groups else 0.0, self._pump)
 
     def _pump(self) -> None:
         self._pump_due = False
-        if self._closed or self._paused:
+        if self._closed:
             return
         taken: dict[tuple[Application, bool], list[Attempt]] = {}
         for _ in range(_SLICE):
@@ -181,7 +178,7 @@ class ReplicaDispatcher:
 
     def pause(self, paused: bool) -> None:
         """Gives replicas nothing more until it is told otherwise; what they have goes on."""
-        self._paused = paused
+        self._queue.paused = paused
         self._pump_soon()
 
     def _send(self, application: Application, attempts: list[Attempt], alone: bool) -> None:
@@ -453,39 +450,10 @@ class ReplicaDispatcher:
         if any(not taken.application.ready for taken in queued):
             rooms = await ray_cluster.ask_rooms()
         return {
-            taken.job.task_id: self._reason(taken, rooms) for taken in queued if not taken.started
+            taken.job.task_id: reason(taken, rooms, self._fleet.room, self._loop.time())
+            for taken in queued
+            if not taken.started
         }
-
-    def _reason(self, taken: Attempt, rooms: list[Room] | None) -> str:
-        application = taken.application
-        now = self._loop.time()
-        if application.deleting:
-            return "the former replicas of its definition to be removed"
-        if application.handle is None:
-            if application.creating is None:
-                return f"room for one more task definition: {self._fleet.room} are deployed"
-            return "its definition to be deployed"
-        if not application.ready:
-            lacking = rooms and shortage(Shape.of(application.definition), rooms)
-            if lacking:
-                return lacking
-            return f"replica starting, {now - application.cold_since:.1f} s"
-        if taken.group is None:
-            busy = f"{application.ready} replicas" if application.ready > 1 else "the replica"
-            return f"{busy} to have room"
-        policy = identity.batch_policy(application.definition)
-        left = policy.batch_timeout - (now - taken.sent)
-        if policy.batch_size == 1 or left <= 0:
-            if application.definition.secrets:
-                return (
-                    "the calls before it on its replica, or its code to be loaded with its secrets"
-                )
-            return "the calls before it on its replica"
-        together = sum(
-            not each.started for group in application.groups for each in group.open.values()
-        )
-        size = min(policy.batch_size, together)
-        return f"batch {size} of {policy.batch_size}, {left * 1000:.0f} ms left"
 
     async def close(self) -> None:
         """Cancels what runs and lets go of the applications."""

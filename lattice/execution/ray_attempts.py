@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 import ray
@@ -21,6 +21,7 @@ from lattice.execution.ray_endings import Frame
 from lattice.execution.ray_failures import explain
 from lattice.execution.ray_remote import CodeSource, CodeSources
 from lattice.execution.shape import Shape
+from lattice.execution.shortage import Room, shortage
 from lattice.ids import RunId, TaskId
 from lattice.ports.execution import Ahead, Job, TaskLogged
 from lattice.workflow.events import TaskFailed, TaskLost, TaskStarted, TaskSucceeded
@@ -167,7 +168,13 @@ def end_of(
     return end, logged
 
 
-def waits_for(taken: Attempt) -> str:
+def reasons(queued: Sequence[Attempt], rooms: Sequence[Room]) -> dict[TaskId, str]:
+    """Why attempts have not begun, for people; `rooms` is what the nodes of the cluster have free."""
+    short = {shape: shortage(shape, rooms) for shape in {taken.shape for taken in queued}}
+    return {taken.job.task_id: short[taken.shape] or _waits_for(taken) for taken in queued}
+
+
+def _waits_for(taken: Attempt) -> str:
     """What an attempt for which there is room waits for."""
     if taken.code is None:
         return "its code, which is being read"

@@ -26,7 +26,7 @@ from lattice.execution.assignment import Assignment
 from lattice.execution.attempt import Large
 from lattice.execution.held_values import HeldValues
 from lattice.execution.pacing import Durations, Pacing
-from lattice.execution.ray_attempts import Attempt, Fusing, WorkerCall, end_of, waits_for
+from lattice.execution.ray_attempts import Attempt, Fusing, WorkerCall, end_of, reasons
 from lattice.execution.ray_calls import RayCalls
 from lattice.execution.ray_endings import Endings, force, ray_future
 from lattice.execution.ray_failures import explain, is_lost
@@ -34,7 +34,6 @@ from lattice.execution.ray_remote import CodeSource, CodeSources, RemoteFunction
 from lattice.execution.ray_starts import StartListener
 from lattice.execution.secrets import values_of
 from lattice.execution.shape import Shape
-from lattice.execution.shortage import shortage
 from lattice.ids import NodeId, RunId, TaskId, Tenant
 from lattice.ports.execution import (
     Ahead,
@@ -116,8 +115,6 @@ class RayTaskDispatcher:
         self.held = held if held is not None else HeldValues()
         self._excluded: frozenset[NodeId] | None = None
         self._pump_due = False
-        self._paused = False
-        self._is_started = False
         self._closed = False
         self._node_watch: asyncio.Future[None] | None = None
         self._run_attempts = RemoteFunctions(ray_worker.run_attempts, returns=2)
@@ -135,9 +132,8 @@ class RayTaskDispatcher:
         self._fusing = Fusing(self._queue, self._durations, self._codes, ahead)
         self.starts = StartListener(self._heard_start, self._heard_logs)
         self._calls.listen(self.starts)
-        self._is_started = True
-        await self.nodes()
         self._node_watch = asyncio.ensure_future(self._watch_nodes())
+        await self.nodes()
 
     # -- attempts ------------------------------------------------------------------------------
 
@@ -184,7 +180,7 @@ class RayTaskDispatcher:
         self._pump_soon()
 
     def _pump_soon(self) -> None:
-        if not (self._pump_due or self._paused or self._closed) and self._queue.has_next:
+        if not self._pump_due and self._queue.has_next and not self._closed:
             self._pump_due = True
             self._loop.call_soon(self._pump)
 
@@ -192,7 +188,7 @@ class RayTaskDispatcher:
         self._pump_due = False
         begun = 0
         while begun < _SLICE:
-            taken = None if self._closed or self._paused else self._queue.take()
+            taken = None if self._closed else self._queue.take()
             if taken is None:
                 return
             call = self._fused(taken)
@@ -202,7 +198,7 @@ class RayTaskDispatcher:
 
     def pause(self, paused: bool) -> None:
         """Hands nothing more to Ray until it is told otherwise; what Ray has goes on."""
-        self._paused = paused
+        self._queue.paused = paused
         self._pump_soon()
 
     def _fused(self, taken: Attempt) -> WorkerCall:
@@ -428,12 +424,7 @@ class RayTaskDispatcher:
         rooms = await ray_cluster.ask_rooms()
         if rooms is None:
             return {taken.job.task_id: "a free worker" for taken in queued}
-        short = {shape: shortage(shape, rooms) for shape in {taken.shape for taken in queued}}
-        return {
-            taken.job.task_id: short[taken.shape] or waits_for(taken)
-            for taken in queued
-            if not taken.started
-        }
+        return reasons([taken for taken in queued if not taken.started], rooms)
 
     def cancel(self, run_id: RunId, task_id: TaskId, attempt: int) -> None:
         """Ends an attempt and frees what it occupied; nothing of it is reported any more."""
@@ -491,16 +482,15 @@ class RayTaskDispatcher:
         if self._closed:
             return
         self._closed = True
-        if not self._is_started:
-            return
+        if self._node_watch is None:
+            return  # It was not started.
         for call in self._in_flight:
             if call.report is not None:
                 force(call.report)
         self._endings.close()
         self._calls.close()
-        if self._node_watch is not None:
-            self._node_watch.cancel()
-            await asyncio.wait([self._node_watch])
+        self._node_watch.cancel()
+        await asyncio.wait([self._node_watch])
         await self.starts.close()
         await self._codes.close()
         if self._in_flight:

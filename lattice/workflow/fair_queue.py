@@ -33,6 +33,8 @@ class FairQueue(Generic[Lane, Item]):
 
     def __init__(self, limit: Callable[[Lane], int]) -> None:
         self._limit = limit
+        #: Nothing is taken.
+        self.paused = False
         self._lanes: dict[Lane, _Lane[Item]] = {}
         self._round: deque[Lane] = deque()
 
@@ -44,7 +46,7 @@ class FairQueue(Generic[Lane, Item]):
 
     def take(self) -> Item | None:
         """The next item whose lane has room, which then is out; None if there is none."""
-        while self._round:
+        while self._round and not self.paused:
             lane = self._round.popleft()
             found = self._lanes[lane]
             found.ready = False
@@ -102,7 +104,7 @@ class FairQueue(Generic[Lane, Item]):
     @property
     def has_next(self) -> bool:
         """Whether `take` may give something."""
-        return bool(self._round)
+        return bool(self._round) and not self.paused
 
     @property
     def waiting(self) -> bool:

@@ -70,6 +70,19 @@ def test_a_limit_that_rises_makes_room() -> None:
     assert taken(queue) == ["b", "c"]
 
 
+def test_nothing_is_taken_while_it_is_paused() -> None:
+    """What was put meanwhile comes afterwards."""
+    queue: FairQueue[str, int] = FairQueue(lambda lane: 2)
+    queue.put("lane", "group", 1)
+    queue.paused = True
+    queue.put("lane", "group", 2)
+    assert not queue.has_next
+    assert queue.take() is None
+    queue.paused = False
+    assert queue.has_next
+    assert [queue.take(), queue.take()] == [1, 2]
+
+
 def test_nothing_stays_behind() -> None:
     """Whatever happened in whatever order: all are taken once, and then the queue holds nothing."""
     for seed in range(50):
