@@ -234,7 +234,7 @@ class TaskReplica:
         if not items:
             await self._load()
             return
-        self._abandon_others(owner_of(items[0].assignment.mailbox))
+        self._abandon_before(owner_of(items[0].assignment.mailbox))
         tasks = [asyncio.ensure_future(self._run(item, alone)) for item in items]
         call = _Call(items, tasks)
         self._calls.add(call)
@@ -249,10 +249,10 @@ class TaskReplica:
             self._calls.discard(call)
             call.abandon()
 
-    def _abandon_others(self, owner: str) -> None:
-        """Ends calls of a former orchestrator. One that was killed does not leave their streams."""
+    def _abandon_before(self, owner: str) -> None:
+        """Ends calls of orchestrators before this one. One that was killed does not leave their streams."""
         for call in [*self._calls]:
-            if owner_of(call.items[0].assignment.mailbox) != owner:
+            if owner_of(call.items[0].assignment.mailbox) < owner:
                 call.abandon()
 
     async def _run(self, item: _Item, alone: bool) -> None:

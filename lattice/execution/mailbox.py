@@ -9,6 +9,7 @@ the report of its end repeats its start and what it has printed.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections import deque
 
@@ -18,8 +19,13 @@ MAX_NOTES = 10_000
 MAX_LOG_BYTES = 16 * 1024 * 1024
 
 
+def new_owner() -> str:
+    """What an orchestrator's dispatcher calls itself: greater than all that have done so before on this machine."""
+    return f"{time.time_ns():016x}{uuid.uuid4().hex}"
+
+
 def new_name(owner: str) -> str:
-    """A name for the next mailbox of `owner`, in hexadecimal digits."""
+    """A name for the next mailbox of an owner."""
     return f"mailbox-{owner}-{uuid.uuid4().hex}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lattice.execution import wire
-from lattice.execution.mailbox import Mailbox, new_name
+from lattice.execution.mailbox import Mailbox, new_name, new_owner
 from lattice.execution.ray_worker import NAMESPACE
 from lattice.ids import RunId
 from lattice.ports.execution import TaskLogged
@@ -38,7 +37,7 @@ class StartListener:
     ) -> None:
         self._logged = logged
         self._listeners = [started]
-        self._owner = uuid.uuid4().hex
+        self._owner = new_owner()
         self._create()
         self._task = asyncio.ensure_future(self._listen())
 

@@ -9,7 +9,14 @@ import time
 import pytest
 
 from lattice.execution.announcer import Announcer
-from lattice.execution.mailbox import MAX_LOG_BYTES, MAX_NOTES, Mailbox
+from lattice.execution.mailbox import (
+    MAX_LOG_BYTES,
+    MAX_NOTES,
+    Mailbox,
+    new_name,
+    new_owner,
+    owner_of,
+)
 
 #: What may stand for `time.sleep`.
 nap = threading.Event().wait
@@ -150,3 +157,10 @@ async def test_the_mailbox_is_bounded() -> None:
     assert len(notes) == MAX_NOTES
     assert notes[0] == b"1"
     assert logs == [half, half]
+
+
+def test_owners_of_mailboxes_have_an_order() -> None:
+    """Whose calls are given up is whose turn was before."""
+    first, second = new_owner(), new_owner()
+    assert owner_of(new_name(second)) == second > first == owner_of(new_name(first))
+    assert new_name(first) != new_name(first)
