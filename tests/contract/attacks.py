@@ -213,7 +213,8 @@ FORGED = {
     "code": ("pickle.dumps([True, {'out': Evil()}])", "posix.system"),
     "code as an error": ("pickle.dumps([False, Evil(), '', '', []])", "posix.system"),
     "a table of gigabytes": ("b'\\x80\\x05Nr\\xff\\xff\\xff\\xf0.'", "MemoryError"),
-    "keys that are no text": ("pickle.dumps([True, {1: 2, 'out': 1}])", "no text"),
+    "keys that are no text": ("pickle.dumps([True, {1: 2, 'out': 1}])", "no proper key"),
+    "keys that no database holds": ("pickle.dumps([True, {'\\0': 2, 'out': 1}])", "no proper key"),
     "too few outputs": ("pickle.dumps([True, {'other': 1}])", "output is missing"),
     "no dict": ("pickle.dumps([True, [1]])", "no dict"),
     "an error without end": (

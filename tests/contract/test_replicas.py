@@ -560,13 +560,14 @@ async def test_calls_of_a_dispatcher_before_give_way(engine: None, tmp_path: Pat
     job = replace(waits, run_id=RunId("next"))
     second.code(work)
     second.dispatcher.submit(job)
-    end = await second.end(job)
-    assert isinstance(end, TaskSucceeded), end
-    assert end.placement.replica != before.placement.replica
-    assert first.ends(waits) == []
-    await first.dispatcher.close()
-    await second.dispatcher.close()
-    await until_applications(0)
+    try:
+        end = await second.end(job)
+        assert isinstance(end, TaskSucceeded), end
+        assert end.placement.replica != before.placement.replica
+    finally:
+        await first.dispatcher.close()
+        await second.dispatcher.close()
+        await until_applications(0)
 
 
 async def test_the_next_dispatcher_takes_over(engine: None, tmp_path: Path) -> None:
