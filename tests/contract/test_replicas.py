@@ -263,7 +263,8 @@ async def test_a_cancelled_job_ends_whose_mates_end_later(bench: Bench, tmp_path
         return [{} for _ in batch]
 
     options: dict[str, Any] = {
-        "batch": BatchPolicy(True, 3, max_concurrent_batches=2),
+        # So long that three make a batch, though they come in two groups.
+        "batch": BatchPolicy(True, 3, 2.0, max_concurrent_batches=2),
         "scaling": Scaling(max_replicas=1),
         "resources": SMALL,
     }
@@ -271,7 +272,7 @@ async def test_a_cancelled_job_ends_whose_mates_end_later(bench: Bench, tmp_path
         bench.job(work, f"t{x}", (given("x", x), given("folder", str(tmp_path))), **options)
         for x in range(4)
     ]
-    # In two groups of two, of which the second is in both batches.
+    # Of two groups of two, the second is in both batches.
     for job in jobs:
         bench.dispatcher.submit(job)
     for job in jobs:
