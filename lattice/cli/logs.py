@@ -36,16 +36,19 @@ def run(args: argparse.Namespace) -> int:
             # Is refused here, with the names that there are.
             followed.logs(args.task)
         printer = _Printer(shown)
-        if args.follow:
-            for event in followed.events(logs=True):
-                if isinstance(event, TaskLog) and event.task_id in shown:
-                    printer.add(event.task_id, event.stream, event.text)
-                    sys.stdout.flush()
-        else:
-            for task_id in shown:
-                for entry in followed.logs(task_id):
-                    printer.add(task_id, entry.stream, entry.text)
-        printer.end()
+        try:
+            if args.follow:
+                for event in followed.events(logs=True):
+                    if isinstance(event, TaskLog) and event.task_id in shown:
+                        printer.add(event.task_id, event.stream, event.text)
+                        sys.stdout.flush()
+            else:
+                for task_id in shown:
+                    for entry in followed.logs(task_id):
+                        printer.add(task_id, entry.stream, entry.text)
+        finally:
+            # Also where somebody has seen enough: what hangs has perhaps begun a line about it.
+            printer.end()
     return 0
 
 

@@ -159,16 +159,16 @@ class Subscription:
             ServiceError: the service does not know the run.
         """
         end = None if timeout is None else self._now() + timeout
+        start = self._after
         lost_at: float | None = None
         wait = _FIRST_PAUSE
         while True:
-            opened_at: float | None = None
-            came = False
+            worked_at: float | None = None
             try:
                 with self._open(self._address(), self._within(end)) as socket:
-                    opened_at = self._now()
+                    worked_at = self._now()
                     for message in self._messages(socket, end):
-                        lost_at, wait, came = None, _FIRST_PAUSE, True
+                        lost_at, wait, worked_at = None, _FIRST_PAUSE, self._now()
                         seq, last = self._read(message)
                         if self._logs and seq == 0:
                             yield message
@@ -182,9 +182,9 @@ class Subscription:
                         if last:
                             return
             except LostError as error:
-                worked = opened_at is not None and self._now() - opened_at >= _LONGEST_PAUSE
-                # At once. Proxies close what has been silent for long.
-                if isinstance(error, ClosedError) and not worked and not came:
+                worked = worked_at is not None and self._now() - worked_at >= _LONGEST_PAUSE
+                # Nothing was to come any more. It closes at once then; proxies close what has been silent for long.
+                if isinstance(error, ClosedError) and not worked and self._after == start > 0:
                     return
                 lost_at = self._now() if lost_at is None or worked else lost_at
                 if self._now() + wait > lost_at + self._patience:

@@ -80,9 +80,7 @@ def run_attempt(
     except CodeLoadError as error:
         return _failed(assignment, error.info, placement), None
     except UnavailableError as error:
-        if error.lost:
-            return _lost(assignment, error.error), None
-        return _failed(assignment, error.error, placement), None
+        return _unavailable(assignment, error, placement), None
     except KeyboardInterrupt:
         # Meant for an attempt that somebody cancelled, whose report nobody reads, or, when it comes a
         # moment late, for the one before this.
@@ -136,6 +134,16 @@ def run_items_of(
     """
     ends: dict[int, tuple[bytes, Large | None]] = {}
     ready: list[tuple[int, Callable[[], dict[str, object]]]] = []
+    gone: dict[int, UnavailableError] = {}
+
+    def again(position: int) -> dict[str, object]:
+        gone.pop(position, None)
+        try:
+            return _arguments(assignments[position], upstream[position])
+        except UnavailableError as error:
+            gone[position] = error
+            raise
+
     batched = assignments[0].batched
     with _clean_process(assignments[0].has_gpu):
         for position, assignment in enumerate(assignments):
@@ -143,19 +151,14 @@ def run_items_of(
             try:
                 params = _arguments(assignment, upstream[position])
                 if batched:
-                    again = functools.partial(_arguments, assignment, upstream[position])
-                    ready.append((position, _first_then(params, again)))
+                    reload = functools.partial(again, position)
+                    ready.append((position, _first_then(params, reload)))
                 else:
                     ends[position] = _end_of(
                         assignment, _run(assignment, function, params), placement
                     )
             except UnavailableError as error:
-                frame = (
-                    _lost(assignment, error.error)
-                    if error.lost
-                    else _failed(assignment, error.error, placement)
-                )
-                ends[position] = frame, None
+                ends[position] = _unavailable(assignment, error, placement), None
             except BaseException as error:
                 info = describe(error, assignment.name)
                 ends[position] = _failed(assignment, info, placement), None
@@ -170,7 +173,11 @@ def run_items_of(
                 outcomes = [_hide_secrets(assignments[0], outcome) for outcome in outcomes]
                 note([_error_of(outcome) for outcome in outcomes])
             for (position, _), outcome in zip(ready, outcomes, strict=True):
-                ends[position] = _end_of(assignments[position], outcome, placements[position])
+                assignment, placement = assignments[position], placements[position]
+                if isinstance(outcome, Failed) and position in gone:
+                    ends[position] = _unavailable(assignment, gone[position], placement), None
+                else:
+                    ends[position] = _end_of(assignment, outcome, placement)
     return [ends[position] for position in range(len(assignments))]
 
 
@@ -324,6 +331,12 @@ def _failed(assignment: Assignment, error: ErrorInfo, placement: Placement) -> b
     return wire.encode_end(end)
 
 
+def _unavailable(assignment: Assignment, error: UnavailableError, placement: Placement) -> bytes:
+    if error.lost:
+        return _lost(assignment, error.error)
+    return _failed(assignment, error.error, placement)
+
+
 def _lost(assignment: Assignment, error: ErrorInfo) -> bytes:
     error = masked_error(error, assignment.secrets.values())
     return wire.encode_end(TaskLost(assignment.task_id, assignment.attempt, time.time(), error))
@@ -397,7 +410,7 @@ def render(value: Value, storage_url: str, limit: int) -> bytes:
     except summary.TooLongError as error:
         return wire.encode_rendering(wire.TooLarge(error.found))
     except UnavailableError as error:
-        return wire.encode_rendering(error.error)
+        return wire.encode_rendering(describe(error.__cause__ or error, "value"))
     except BaseException as error:
         return wire.encode_rendering(describe(error, "value"))
 

@@ -30,8 +30,9 @@ def new_name(owner: str) -> str:
 
 
 def owner_of(name: str) -> str:
-    """Whose mailbox it is."""
-    return name.split("-")[1]
+    """Whose mailbox it is; empty, and so before all others, for one of a release whose owners had no names."""
+    _, *owner, _ = name.split("-")
+    return "".join(owner)
 
 
 class Mailbox:

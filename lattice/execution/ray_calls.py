@@ -90,7 +90,7 @@ class RayCalls:
 
         Raises:
             UserCodeError: the function raised, its code or arguments do not load, a secret of it is gone, or its
-                process died. That is not `UnavailableError`, after which callers call again: it had begun.
+                process died. That is not `UnavailableError`, after which callers call again: it may have begun.
             TooLargeError: the pickled result is over `max_result_bytes`.
         """
         definition = call.definition

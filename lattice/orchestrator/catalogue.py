@@ -34,7 +34,15 @@ from lattice.ports.store import (
 from lattice.workflow import checks
 from lattice.workflow.graph import Workflow
 from lattice.workflow.retry import with_defaults
-from lattice.workflow.task import Code, CodeForm, Task, TaskKind, check_isolation, check_scaling
+from lattice.workflow.task import (
+    Code,
+    CodeForm,
+    Task,
+    TaskKind,
+    check_isolation,
+    check_outputs,
+    check_scaling,
+)
 
 #: How many workflows are kept in memory, and of how many characters of stored text; the others are read again when
 #: they are needed.
@@ -330,6 +338,7 @@ def _task(
         "code": code and code.document(),
     }
     task = Task.from_document(document)
+    check_outputs(task)
     check_scaling(task)
     check_isolation(task)
     return task

@@ -312,6 +312,17 @@ class Task:
         )
 
 
+def check_outputs(task: Task) -> None:
+    """Raises InvalidRequestError for a declared output that no task can return."""
+    for key in task.output_keys:
+        if not checks.is_output_key(key):
+            raise InvalidRequestError(
+                "task_output",
+                f"the output key {checks.shown(key)}",
+                f"at most {checks.MAX_OUTPUT_KEY:,} bytes in UTF-8 are allowed",
+            )
+
+
 def check_scaling(task: Task) -> None:
     """Raises InvalidRequestError for bounds on the replicas of a task that has code and no replicas."""
     if task.scaling != Scaling() and task.code is not None and not task.on_replicas:

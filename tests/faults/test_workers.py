@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -274,9 +275,8 @@ def test_a_worker_leaves_while_it_joins() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         ThreadingHTTPServer(("127.0.0.1", 0), Head) as head,
-        ThreadPoolExecutor(1) as pool,
     ):
-        pool.submit(head.serve_forever)
+        threading.Thread(target=head.serve_forever, daemon=True).start()
         command = [sys.executable, "-m", "lattice.cli.main", "worker", "--head"]
         command.append(f"http://127.0.0.1:{head.server_address[1]}")
         with subprocess.Popen(

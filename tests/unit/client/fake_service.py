@@ -144,10 +144,14 @@ class FakeSockets:
 
     def __init__(self) -> None:
         self.scripts: list[list[str | Exception]] = []
+        #: What comes first over each connection, whatever is asked for.
+        self.always: list[str | Exception] = []
         self.urls: list[str] = []
 
     def open(self, url: str, timeout: float) -> AbstractContextManager[FakeSocket]:
         self.urls.append(url)
+        if self.always:
+            return FakeSocket(self.always)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         if script and isinstance(script[0], ConnectionRefusedError):
             raise LostError(str(script[0]))

@@ -55,8 +55,31 @@ def test_going_on_after_the_last() -> None:
     """The service closes at once, and nothing comes. A proxy closes in order, too, but not at once."""
     numbers, sockets, clock = follow([[ClosedError("received 1000 (OK)")]], after=5)
     assert (numbers, len(sockets.urls), clock.pauses) == ([], 1, [])
-    numbers, sockets, _ = follow([[*MESSAGES[:2], ClosedError("received 1000 (OK)")], MESSAGES])
-    assert numbers == [1, 2, 3, 4, 5]
+    closed = ClosedError("received 1000 (OK)")
+    for scripts in ([[*MESSAGES[:2], closed], MESSAGES], [MESSAGES[:2], [closed], MESSAGES]):
+        numbers, _, _ = follow(scripts)
+        assert numbers == [1, 2, 3, 4, 5]
+    with pytest.raises(ConnectionFailedError):
+        follow([[closed]])
+
+
+def test_going_on_after_the_last_with_logs() -> None:
+    """What was printed comes, and nothing else."""
+    sockets, clock = FakeSockets(), FakeTime()
+    text = json.dumps({"type": "task_log", "data": {"seq": 0}})
+    sockets.always = [text, ClosedError("received 1000 (OK)")]
+    subscription = Subscription(
+        "ws://host/x",
+        read,
+        30.0,
+        after=5,
+        logs=True,
+        open_socket=sockets.open,
+        now=clock.now,
+        pause=clock.pause,
+    )
+    assert [*subscription.follow()] == [text]
+    assert len(sockets.urls) == 1
 
 
 def test_a_lost_connection_is_made_again() -> None:

@@ -346,6 +346,32 @@ def test_a_value_whose_class_cannot_be_made_again_fails_the_attempt(
         assert "in connect" in error.traceback
 
 
+def test_a_storage_that_has_gone_when_a_batch_is_split_loses_the_attempt(
+    worker: Worker, tmp_path: Path
+) -> None:
+    """It alone, and it is nobody's mistake."""
+    made, _ = worker.run(lambda p: {"out": b"x" * 5000})
+    assert isinstance(made, TaskSucceeded)
+
+    def work(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if len(batch) > 1:
+            # In the way of its file is something that is no file.
+            (tmp_path / "runs/r/t/2/out").unlink()
+            (tmp_path / "runs/r/t/2/out").symlink_to("out")
+            raise ValueError("not together")
+        return [{"n": len(batch)}]
+
+    assignments = [
+        worker.assignment(work, arguments, batched=True)
+        for arguments in ((from_task("a", made.values["out"]),), (given("a", 1),))
+    ]
+    ends = attempt.run_items_of(work, assignments, [[], []], [PLACEMENT] * 2)
+    lost, succeeded = [wire.decode_end(frame) for frame, _ in ends]
+    assert isinstance(lost, TaskLost)
+    assert "could not be read from the storage" in lost.error.message
+    assert isinstance(succeeded, TaskSucceeded)
+
+
 def test_what_comes_out_of_a_sandbox_is_bounded_as_it_is_kept(worker: Worker) -> None:
     """One object under many keys comes out once, and is kept as often."""
     outputs: dict[str, object] = dict.fromkeys("abcde", b"x" * (5 << 20))

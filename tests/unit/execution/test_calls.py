@@ -147,3 +147,6 @@ def test_a_value_is_rendered_as_json() -> None:
     assert isinstance(wire.decode_rendering(frame), ErrorInfo)
     frame = attempt.render(Value(3, location="../x"), "memory://x", 10)
     assert isinstance(wire.decode_rendering(frame), ErrorInfo)
+    gone = wire.decode_rendering(attempt.render(Value(3, location="a/x"), "memory://x", 10))
+    assert isinstance(gone, ErrorInfo)
+    assert "input" not in gone.message

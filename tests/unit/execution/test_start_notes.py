@@ -164,3 +164,5 @@ def test_owners_of_mailboxes_have_an_order() -> None:
     first, second = new_owner(), new_owner()
     assert owner_of(new_name(second)) == second > first == owner_of(new_name(first))
     assert new_name(first) != new_name(first)
+    # As they were called before that.
+    assert owner_of(f"mailbox-{'f' * 32}") < first

@@ -121,6 +121,20 @@ async def test_batch_size(make_world: MakeWorld) -> None:
         await orchestrator.save_task(workflow_id, over, add_edges=False)
 
 
+async def test_output_keys(make_world: MakeWorld) -> None:
+    """One that no database can hold could never be returned."""
+    orchestrator = (await world_with(make_world)).orchestrator
+
+    def with_key(key: str) -> TaskUpload:
+        return upload("a", task_output={"output_params": {"1": {"key": key}}})
+
+    await orchestrator.submit_workflow([with_key("é" * 500)], [])
+    with pytest.raises(
+        InvalidRequestError, match=r"task_output: found the output key .* 1,000 bytes"
+    ):
+        await orchestrator.submit_workflow([with_key("é" * 501)], [])
+
+
 async def test_time_outs(make_world: MakeWorld) -> None:
     """A task or a run that says nothing has the longest."""
     world = await world_with(make_world, max_timeout=10.0, max_deadline=100.0)
