@@ -85,6 +85,38 @@ def test_a_killed_replica_costs_a_repetition(own_service: Service, tmp_path: Pat
         check(rest, runs)
 
 
+def test_a_batch_that_hangs_does_not_outlive_the_orchestrator(
+    own_service: Service, tmp_path: Path
+) -> None:
+    """Which was killed, so that nobody takes its calls back: the next one's calls end it with its replica."""
+    hangs = """
+import pathlib, time
+
+def hang(batch):
+    mark = pathlib.Path(batch[0]["folder"]) / "began"
+    if not mark.exists():
+        mark.touch()
+        time.sleep(1000)
+    return [{"out": 1} for _ in batch]
+"""
+    with Rest(own_service.url) as rest:
+        workflow_id = rest.workflow()
+        rest.task(
+            workflow_id,
+            "hang",
+            hangs,
+            task_input=inputs(folder=str(tmp_path)),
+            batch_config={"enabled": True, "batch_size": 4},
+            resources={"cpu": 0.1},
+            autoscaling={"max_replicas": 1},
+        )
+        run_id = rest.run(workflow_id)
+        wait_for("the batch", (tmp_path / "began").exists)
+        own_service.kill(ORCHESTRATOR)
+        messages = rest.messages(workflow_id, run_id)
+        assert messages[-1]["data"]["status"] == "succeeded", messages
+
+
 def test_replicas_outlive_the_service_version_that_made_them(
     own_service: Service, tmp_path: Path
 ) -> None:
