@@ -85,6 +85,26 @@ def test_a_killed_replica_costs_a_repetition(own_service: Service, tmp_path: Pat
         check(rest, runs)
 
 
+def test_replicas_outlive_the_service_version_that_made_them(
+    own_service: Service, tmp_path: Path
+) -> None:
+    """A re-deploy replaces the orchestrator; its successor finds the replica, with its model loaded."""
+    with Rest(own_service.url) as rest:
+        (tmp_path / "go").touch()
+        check(rest, start(rest, tmp_path))
+        (replica,) = own_service.processes(REPLICA)
+        before = [*own_service.processes(ORCHESTRATOR), *own_service.processes(INGRESS)]
+        with redeployed(own_service, max_tasks_per_workflow=777):
+            wait_for(
+                "the end of the old ones", lambda: not any(each.is_running() for each in before)
+            )
+            wait_for("the next orchestrator", lambda: own_service.processes(ORCHESTRATOR))
+            wait_for("the next ingress", lambda: own_service.processes(INGRESS))
+            own_service.wait_until_ready()
+            check(rest, start(rest, tmp_path))
+            assert own_service.processes(REPLICA) == [replica]
+
+
 def test_a_batch_that_hangs_does_not_outlive_the_orchestrator(
     own_service: Service, tmp_path: Path
 ) -> None:
@@ -115,26 +135,6 @@ def hang(batch):
         own_service.kill(ORCHESTRATOR)
         messages = rest.messages(workflow_id, run_id)
         assert messages[-1]["data"]["status"] == "succeeded", messages
-
-
-def test_replicas_outlive_the_service_version_that_made_them(
-    own_service: Service, tmp_path: Path
-) -> None:
-    """A re-deploy replaces the orchestrator; its successor finds the replica, with its model loaded."""
-    with Rest(own_service.url) as rest:
-        (tmp_path / "go").touch()
-        check(rest, start(rest, tmp_path))
-        (replica,) = own_service.processes(REPLICA)
-        before = [*own_service.processes(ORCHESTRATOR), *own_service.processes(INGRESS)]
-        with redeployed(own_service, max_tasks_per_workflow=777):
-            wait_for(
-                "the end of the old ones", lambda: not any(each.is_running() for each in before)
-            )
-            wait_for("the next orchestrator", lambda: own_service.processes(ORCHESTRATOR))
-            wait_for("the next ingress", lambda: own_service.processes(INGRESS))
-            own_service.wait_until_ready()
-            check(rest, start(rest, tmp_path))
-            assert own_service.processes(REPLICA) == [replica]
 
 
 def test_a_stop_in_the_middle_of_a_batch_loses_nothing(
