@@ -106,6 +106,7 @@ def build_orchestrator(
             max_log_bytes=settings.max_log_bytes,
             no_node_seconds=settings.no_node_seconds,
             max_edges_per_workflow=settings.max_edges_per_workflow,
+            max_workflow_bytes=settings.max_workflow_bytes,
             max_code_bytes=settings.max_code_bytes,
             max_batch_size=settings.max_batch_size,
             max_timeout=settings.max_timeout,

@@ -55,6 +55,13 @@ class LatticeSettings(BaseModel):
     max_tasks_per_workflow: int = Field(
         default=20_000, ge=1, description="Most tasks in one workflow."
     )
+    max_workflow_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1,
+        # A database may refuse a text of a billion bytes, after which nothing would become durable any more.
+        le=500_000_000,
+        description="Most bytes of all tasks of one workflow with their inputs, without their code.",
+    )
     max_edges_per_workflow: int = Field(
         default=200_000,
         ge=0,

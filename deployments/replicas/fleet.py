@@ -28,7 +28,7 @@ from lattice.execution.assignment import Assignment
 from lattice.execution.ray_failures import explain
 from lattice.execution.secrets import SecretValues, values_of
 from lattice.execution.shape import Shape
-from lattice.execution.shortage import shortage
+from lattice.execution.shortage import kinds_lacking, occupies
 from lattice.execution.storage import FsspecStorage
 from lattice.observability.logs import LogFormat
 from lattice.ports.execution import (
@@ -251,9 +251,10 @@ class Fleet:
         if leftovers:
             self._forget_leftovers(leftovers[:1])
         else:
-            idle = [each for each in deployed if not each.busy and each.handle is not None]
+            idle = [each for each in deployed if not each.work and each.handle is not None]
             if idle and not any(each.deleting for each in deployed):
-                self.remove(min(idle, key=lambda each: each.last_used))
+                # What is only being got ready goes last.
+                self.remove(min(idle, key=lambda each: (each.to_warm, each.last_used)))
         return False
 
     async def _creation(self, application: Application) -> None:
@@ -409,7 +410,7 @@ class Fleet:
         stuck = [
             each
             for each in applications
-            if each.busy
+            if each.work
             and each.handle is not None
             and not each.ready
             and each.cold_since + _PATIENCE < now
@@ -417,15 +418,20 @@ class Fleet:
         idle = [
             each
             for each in applications
-            if not each.busy and each.ready and not each.definition.scaling.min_replicas
+            if not each.work and each.ready and not each.definition.scaling.min_replicas
         ]
         if not stuck or not idle:
             return
         rooms = await ray_cluster.ask_rooms()
-        if rooms and any(shortage(Shape.of(each.definition), rooms) for each in stuck):
-            idle = [each for each in idle if not each.busy and not each.deleting]
-            if idle:
-                self.remove(min(idle, key=lambda each: each.last_used))
+        wanted = [Shape.of(each.definition) for each in stuck]
+        lacking = {kind for shape in wanted for kind in kinds_lacking(shape, rooms or [])}
+        idle = [
+            each
+            for each in idle
+            if not each.work and not each.deleting and occupies(Shape.of(each.definition), lacking)
+        ]
+        if idle:
+            self.remove(min(idle, key=lambda each: each.last_used))
 
     def _sweep(self) -> None:
         """Removes what has been idle for long."""

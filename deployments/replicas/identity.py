@@ -20,6 +20,7 @@ from lattice.execution.ray_remote import options_of
 from lattice.execution.shape import Shape
 from lattice.ids import Tenant
 from lattice.ports.execution import Definition
+from lattice.versions import release
 from lattice.workflow.scaling import Scaling
 from lattice.workflow.task import BatchPolicy, Code, CodeForm
 
@@ -82,6 +83,8 @@ def _name(
         "batch": batch.document(),
         "autoscaling": scaling.document(),
         "python": sys.version_info[:2],
+        # What comes with calls is not the same in each, and nobody converts it.
+        "lattice": release(),
         "tenant": tenant,
     }
     if secrets:

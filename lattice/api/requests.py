@@ -20,6 +20,11 @@ from starlette.responses import Response
 #: Deepest nesting of a body. Those who write it again start from a stack that is in use already.
 MAX_DEPTH = 100
 
+#: Most lists and objects of a body, each of which costs the parser, and so all others who ask, a microsecond and 100
+#: bytes; brackets in texts count. More are allowed where they come with so many bytes each, as in source code.
+MAX_CONTAINERS = 1_000_000
+_DENSITY = 16
+
 #: Half of a surrogate pair as JSON escapes it; only where one occurs can a string hold half a pair.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -48,6 +53,9 @@ def parse_body(body: bytes) -> Any:
         json.JSONDecodeError: it is not JSON.
         HTTPException: it is JSON that is refused; status 422 and a detail that says why.
     """
+    containers = body.count(b"[") + body.count(b"{")
+    if containers > max(MAX_CONTAINERS, len(body) // _DENSITY):
+        raise _refusal(f"{containers} lists and objects", f"at most {MAX_CONTAINERS}")
     try:
         document = json.loads(
             body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,8 +21,10 @@ from lattice.ports.execution import Call, CallResult, EngineNode
 from lattice.ports.secrets import Secrets
 from lattice.workflow.events import ErrorInfo, Value
 
-#: Values rendered at once. Rendering asks for no CPU, so that it does not wait behind tasks.
+#: Values of a tenant rendered at once. Rendering asks for no CPU, so that it does not wait behind tasks.
 _RENDERERS = 4
+#: Seconds that it may take, in which the value is unpickled.
+_RENDER_WITHIN = 20.0
 _RENDER_SHAPE = Shape(cpus=0, memory=0, gpus=0, runtime_env="", excluded=frozenset())
 
 
@@ -57,7 +59,9 @@ class RayCalls:
         self.excluded: frozenset[NodeId] | None = None
         #: Those that the engine has.
         self.nodes: Sequence[EngineNode] = ()
-        self._renderers = asyncio.Semaphore(_RENDERERS)
+        self._renderers: defaultdict[Tenant | None, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(_RENDERERS)
+        )
         self._run_function = RemoteFunctions(ray_worker.run_function, returns=1)
         self._render = RemoteFunctions(ray_worker.render, returns=1)
 
@@ -129,22 +133,26 @@ class RayCalls:
         """The JSON text of a tenant's stored value, made in a process that runs its code.
 
         Raises:
-            InvalidRequestError: the value is not JSON.
+            InvalidRequestError: the value is not JSON, or takes too long to load.
             TooLargeError: the text is longer than `limit` bytes.
             UnavailableError: the process that made it died.
         """
-        async with self._renderers:
+        advice = "fetch it as a pickle instead"
+        async with self._renderers[tenant]:
             function = self._render.of(replace(_RENDER_SHAPE, runtime_env=env_of({}, tenant)))
             call_id = uuid.uuid4().hex
             try:
                 reference = function.remote(call_id, value, self._storage_url, limit)
-                frame = await self._result(reference, call_id)
+                async with asyncio.timeout(_RENDER_WITHIN):
+                    frame = await self._result(reference, call_id)
                 rendering = wire.decode_rendering(frame)
+            except TimeoutError:
+                found = f"a value that was not loaded within {_RENDER_WITHIN:g} s"
+                raise InvalidRequestError("value", found, advice) from None
             except Exception as error:
                 raise UnavailableError(explain(error).message) from error
         if isinstance(rendering, wire.TooLarge):
             raise TooLargeError("max_result_bytes", rendering.found, limit, "bytes")
-        advice = "fetch it as a pickle instead"
         if isinstance(rendering, wire.NotJson):
             raise InvalidRequestError("value", f"{rendering.reason}, which is not JSON", advice)
         if isinstance(rendering, ErrorInfo):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from lattice.execution.shape import Shape
@@ -41,6 +41,28 @@ def shortage(shape: Shape, rooms: Sequence[Room]) -> str | None:
     if not found[least]:
         return None
     return _of_several(found[least], len(large))
+
+
+def kinds_lacking(shape: Shape, rooms: Sequence[Room]) -> set[str]:
+    """Of what (`cpus`, `gpus`, `memory`) a task of that shape waits until more is free; none if a node has room for it."""
+    large = [room for room in rooms if shape.places(room.node) >= 1]
+    found = [_kinds(shape, room) for room in large]
+    return set() if not all(found) else set().union(*found)
+
+
+def occupies(shape: Shape, kinds: Container[str]) -> bool:
+    """Whether what has that shape holds something of those kinds."""
+    held = (("cpus", shape.cpus), ("gpus", shape.gpus), ("memory", shape.memory))
+    return any(kind in kinds and amount > 0 for kind, amount in held)
+
+
+def _kinds(shape: Shape, room: Room) -> set[str]:
+    needs = (
+        ("cpus", shape.cpus, room.cpu),
+        ("gpus", shape.gpus, room.gpu),
+        ("memory", shape.memory, room.memory),
+    )
+    return {kind for kind, asked, free in needs if asked > free + _DUST}
 
 
 def _lacking(shape: Shape, room: Room, *, total: bool = False) -> list[str]:

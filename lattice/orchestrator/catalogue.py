@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lattice.errors import InvalidRequestError, TooLargeError, WorkflowNotFoundError
 from lattice.ids import Digest, TaskId, Tenant, WorkflowId
@@ -50,6 +50,21 @@ _KEPT = 1_000
 _KEPT_SIZE = 64 * 1024 * 1024
 
 
+@dataclass(slots=True)
+class _Kept:
+    """A workflow in memory, and the characters of the stored text of each task and of all."""
+
+    workflow: Workflow
+    sizes: dict[TaskId, int]
+    size: int
+
+    def take(self, task_id: TaskId, size: int) -> None:
+        """A task has another size from now on, which is 0 if it is gone."""
+        self.size += size - self.sizes.pop(task_id, 0)
+        if size:
+            self.sizes[task_id] = size
+
+
 class Catalogue:
     """Workflows by id. `counts`: how many each tenant has in the store."""
 
@@ -73,9 +88,7 @@ class Catalogue:
         #: How many workflows each tenant has.
         self._counts = dict(counts)
         self._secrets = secrets
-        self._workflows: OrderedDict[WorkflowId, Workflow] = OrderedDict()
-        #: Characters that were read and written of those kept.
-        self._sizes: dict[WorkflowId, int] = {}
+        self._workflows: OrderedDict[WorkflowId, _Kept] = OrderedDict()
         self._size = 0
         self._loading: dict[WorkflowId, asyncio.Future[None]] = {}
 
@@ -91,7 +104,7 @@ class Catalogue:
                 self._loading[workflow_id] = loading
             await asyncio.shield(self._loading[workflow_id])
         self._workflows.move_to_end(workflow_id)
-        found = self._workflows[workflow_id]
+        found = self._workflows[workflow_id].workflow
         if tenant not in (None, found.tenant):
             raise WorkflowNotFoundError(workflow_id)
         return found
@@ -104,8 +117,10 @@ class Catalogue:
             if record is None:
                 raise WorkflowNotFoundError(workflow_id)
             tasks = [Task.from_document(json.loads(text)) for text in record.tasks]
-            workflow = Workflow(workflow_id, tasks, record.edges, record.tenant)
-            self._keep(workflow, sum(map(len, record.tasks)))
+            sizes = {
+                task.task_id: len(text) for task, text in zip(tasks, record.tasks, strict=True)
+            }
+            self._keep(Workflow(workflow_id, tasks, record.edges, record.tenant), sizes)
         finally:
             del self._loading[workflow_id]
 
@@ -114,7 +129,7 @@ class Catalogue:
         self._check_another(tenant)
         workflow = Workflow(WorkflowId(self._ids.new_id()), tenant=tenant)
         self.count_new(workflow)
-        self._keep(workflow, 0)
+        self._keep(workflow, {})
         return workflow, [PutWorkflow(workflow.workflow_id, self._clock.now(), tenant)]
 
     def add_task(
@@ -123,8 +138,10 @@ class Catalogue:
         """Adds a task without code. Raises InvalidRequestError and TooLargeError."""
         self._check_count(len(workflow.tasks) + 1)
         task = Task(task_id, checks.text(name, "task_name"), kind)
+        write = self._put(workflow, task)
         workflow.add_task(task)
-        return [self._put(workflow, task)]
+        self._grow(write)
+        return [write]
 
     def save_task(self, workflow: Workflow, upload: TaskUpload, *, add_edges: bool) -> list[Write]:
         """Saves what a user sent in a task.
@@ -145,8 +162,10 @@ class Catalogue:
             workflow.tenant, self._definition(upload), old.task_id, name, old.kind, code
         )
         self._check_edges(workflow.edge_count_with(task))
+        write = self._put(workflow, task)
         added = workflow.save_task(task, add_edges=add_edges)
-        writes.append(self._put(workflow, task))
+        self._grow(write)
+        writes.append(write)
         writes += [PutEdge(workflow.workflow_id, source, target) for source, target in added]
         return writes
 
@@ -158,8 +177,10 @@ class Catalogue:
         task = _task(upload.definition, upload.task_id, upload.name, kind, code)
         self._check_secrets(task, workflow.tenant)
         self._check_count(len(workflow.tasks) + 1)
+        write = self._put(workflow, task)
         workflow.add_task(task)
-        return [blob, self._put(workflow, task)]
+        self._grow(write)
+        return [blob, write]
 
     def add_edge(self, workflow: Workflow, source: TaskId, target: TaskId) -> list[Write]:
         """Raises TaskNotFoundError, InvalidRequestError, CycleError and TooLargeError."""
@@ -178,6 +199,9 @@ class Catalogue:
     def del_task(self, workflow: Workflow, task_id: TaskId) -> list[Write]:
         """Raises TaskNotFoundError."""
         workflow.del_task(task_id)
+        kept = self._workflows[workflow.workflow_id]
+        self._size -= kept.sizes[task_id]
+        kept.take(task_id, 0)
         return [DeleteTask(workflow.workflow_id, task_id)]
 
     def delete(self, workflow: Workflow) -> list[Removal]:
@@ -203,6 +227,7 @@ class Catalogue:
         workflow_id = WorkflowId(self._ids.new_id())
         writes: list[Write] = [PutWorkflow(workflow_id, self._clock.now(), tenant)]
         saved: dict[TaskId, Task] = {}
+        size = 0
         blobs: dict[Digest, PutBlob] = {}
         for upload in uploads:
             if upload.name is None or upload.code is None:
@@ -220,7 +245,10 @@ class Catalogue:
                 )
             saved[task.task_id] = task
             blobs[blob.digest] = blob
-            writes.append(_put(workflow_id, task))
+            write = _put(workflow_id, task)
+            size += len(write.document)
+            writes.append(write)
+        self._check_size(size)
         writes += blobs.values()
         self._check_edges(len(set(edges)))
         # All at once, and then one look at the whole: edge by edge would take the square of the time.
@@ -274,6 +302,11 @@ class Catalogue:
         if count > most:
             raise TooLargeError("max_tasks_per_workflow", count, most, "tasks")
 
+    def _check_size(self, size: int) -> None:
+        most = self._limits.max_workflow_bytes
+        if size > most:
+            raise TooLargeError("max_workflow_bytes", size, most, "bytes of its tasks")
+
     def _check_edges(self, count: int) -> None:
         most = self._limits.max_edges_per_workflow
         if count > most:
@@ -304,27 +337,34 @@ class Catalogue:
         """Counts a workflow whose writes are about to be appended."""
         self._counts[workflow.tenant] = self._counts.get(workflow.tenant, 0) + 1
 
-    def _keep(self, workflow: Workflow, size: int) -> None:
-        self._workflows[workflow.workflow_id] = workflow
-        self._sizes[workflow.workflow_id] = 0
-        self._grow(workflow.workflow_id, size)
-
     def _put(self, workflow: Workflow, task: Task) -> PutTask:
+        """What stores a task that is new or changed. Raises TooLargeError."""
         write = _put(workflow.workflow_id, task)
-        self._grow(workflow.workflow_id, len(write.document))
+        kept = self._workflows[workflow.workflow_id]
+        self._check_size(kept.size + len(write.document) - kept.sizes.get(task.task_id, 0))
         return write
 
-    def _grow(self, workflow_id: WorkflowId, size: int) -> None:
-        self._sizes[workflow_id] += size
-        self._size += size
+    def _grow(self, write: PutTask) -> None:
+        kept = self._workflows[write.workflow_id]
+        self._size -= kept.size
+        kept.take(write.task_id, len(write.document))
+        self._size += kept.size
+        self._make_room()
+
+    def _keep(self, workflow: Workflow, sizes: dict[TaskId, int]) -> None:
+        kept = _Kept(workflow, sizes, sum(sizes.values()))
+        self._workflows[workflow.workflow_id] = kept
+        self._size += kept.size
+        self._make_room()
+
+    def _make_room(self) -> None:
         while len(self._workflows) > 1 and (
             len(self._workflows) > _KEPT or self._size > _KEPT_SIZE
         ):
             self._forget(next(iter(self._workflows)))
 
     def _forget(self, workflow_id: WorkflowId) -> None:
-        del self._workflows[workflow_id]
-        self._size -= self._sizes.pop(workflow_id)
+        self._size -= self._workflows.pop(workflow_id).size
 
 
 def _task(

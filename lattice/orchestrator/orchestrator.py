@@ -341,12 +341,7 @@ class Orchestrator:
 
     async def cancel_run(self, run_id: RunId) -> str:
         """Ends a run; its status, which is as it was for a run that had ended."""
-        parts = self._parts
-        await parts.journal.barrier()
-        await parts.reading.record(run_id)
-        parts.runs.cancel(run_id)
-        await parts.journal.barrier()
-        return (await parts.reading.record(run_id)).status
+        return await self._parts.cancel(run_id)
 
     async def follow(
         self, run_id: RunId, workflow_id: WorkflowId | None, after: int, *, logs: bool = False

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lattice.errors import LatticeError, StoreRefusedError, StoreUnavailableError
-from lattice.ids import Digest, NodeId, Tenant
+from lattice.ids import Digest, NodeId, RunId, Tenant
 from lattice.orchestrator.catalogue import Catalogue
 from lattice.orchestrator.feed import Feed
 from lattice.orchestrator.housekeeping import Housekeeping
@@ -22,7 +22,7 @@ from lattice.orchestrator.placing import Placing
 from lattice.orchestrator.policies import Defaults, Limits, Retention, Tenancy
 from lattice.orchestrator.quotas import Quotas
 from lattice.orchestrator.reading import Reading
-from lattice.orchestrator.recovery import Graphs, rebuild_each
+from lattice.orchestrator.recovery import Graphs, end_unread, rebuild_each
 from lattice.orchestrator.replies import Replies
 from lattice.orchestrator.runs import Runs
 from lattice.orchestrator.starts import Starts
@@ -32,6 +32,7 @@ from lattice.ports.secrets import NoSecrets, Secrets
 from lattice.ports.store import Store, ValueStorage, Write
 from lattice.ports.tracing import Traces
 from lattice.workflow.placement import check as check_placement
+from lattice.workflow.states import RunStatus
 from lattice.workflow.task import Resources
 
 _log = logging.getLogger(__name__)
@@ -240,6 +241,25 @@ class Parts:
         await self.refresh_nodes(fresh=0.0)
         self.journal.check()
         return self.nodes.forget(self._around.clock.now(), seconds)
+
+    async def cancel(self, run_id: RunId) -> str:
+        """Ends a run; its status. Raises RunNotFoundError, and UnavailableError once this has stopped."""
+        await self.journal.barrier()
+        await self.reading.record(run_id)
+        self.runs.cancel(run_id)
+        await self.journal.barrier()
+        # Whoever else cancels or deletes it waits.
+        async with self.housekeeping.lock:
+            record = await self.reading.record(run_id)
+            if record.status == RunStatus.RUNNING and self.runs.live(run_id) is None:
+                # It could not be read when this orchestrator started, and so does not go on; or everything has
+                # stopped meanwhile, which this raises.
+                self.runs.cancel(run_id)
+                store, now = self._around.store, self._around.clock.now()
+                writes = await asyncio.to_thread(end_unread, store, record, now)
+                await self.journal.append(writes)
+                record = await self.reading.record(run_id)
+        return record.status
 
     def running(self) -> Counter[NodeId]:
         """How many tasks and calls run on each node, by the id under which users know it."""

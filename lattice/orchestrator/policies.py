@@ -19,6 +19,7 @@ class Limits:
         max_log_bytes: what is kept of what an attempt prints.
         no_node_seconds: how long a task waits for a node that could hold it; None for ever.
         max_edges_per_workflow: most pairs of tasks with an edge, explicit or by a reference.
+        max_workflow_bytes: most bytes of all tasks of a workflow, without their code.
         max_code_bytes: largest code of a task, as source or pickle.
         max_batch_size: most calls in a batch that a task may ask for.
         max_timeout, max_deadline: longest that a task and a run may ask for, in seconds, and what those have
@@ -34,6 +35,7 @@ class Limits:
     max_log_bytes: int = 64 * 1024
     no_node_seconds: float | None = 30.0
     max_edges_per_workflow: int = 200_000
+    max_workflow_bytes: int = 64 * 1024 * 1024
     max_code_bytes: int = 16 * 1024 * 1024
     max_batch_size: int = 10_000
     max_timeout: float | None = None

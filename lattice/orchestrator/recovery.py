@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator
 
 from lattice.errors import LatticeError, UnavailableError
 from lattice.ids import Digest, RunId
-from lattice.ports.store import RunRecord, Store
+from lattice.orchestrator.runs import append_message
+from lattice.ports.store import FinishRun, RunRecord, Store, Write
 from lattice.workflow.graph import Graph
-from lattice.workflow.messages import Message
+from lattice.workflow.messages import Message, MessageType, iso_time
 from lattice.workflow.run import Run
+from lattice.workflow.states import RunStatus
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,20 @@ def _replay(store: Store, record: RunRecord, graph: Graph, *, with_values: bool)
             yield Message.from_document(document, values.get(task_id))
 
     return Run.replay(record.run_id, graph, messages(), record.deadline)
+
+
+def end_unread(store: Store, record: RunRecord, at: float) -> list[Write]:
+    """What cancels a run that cannot be read, behind its messages. Blocks. `at` is in seconds since the epoch."""
+    seq = 1 + sum(1 for _ in stored_messages(store, record.run_id))
+    data = {
+        "workflow_id": record.workflow_id,
+        "run_id": record.run_id,
+        "status": RunStatus.CANCELLED.value,
+        "seq": seq,
+        "time": iso_time(at),
+    }
+    message = append_message(record.run_id, Message(seq, MessageType.FINISH_WORKFLOW, data))
+    return [message, FinishRun(record.run_id, RunStatus.CANCELLED, at)]
 
 
 def stored_messages(store: Store, run_id: RunId) -> Iterator[str]:

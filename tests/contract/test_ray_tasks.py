@@ -14,13 +14,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import ray
 
 from lattice.errors import InvalidRequestError, TooLargeError, UserCodeError
+from lattice.execution import ray_calls
 from lattice.execution.ray_tasks import RayTaskDispatcher
 from lattice.execution.storage import FsspecStorage
-from lattice.ids import RunId
+from lattice.ids import RunId, Tenant
 from lattice.workflow.events import TaskStarted, TaskSucceeded, Value
 from lattice.workflow.task import Resources
 from tests.contract.dispatching import (
@@ -451,6 +453,36 @@ async def test_a_stored_value_is_rendered(bench: Bench) -> None:
         await bench.dispatcher.render(made.values["y"], 1000)
     with pytest.raises(InvalidRequestError, match="cannot be loaded"):
         await bench.dispatcher.render(Value(3, inline=b"bad"), 1000)
+
+
+async def test_values_that_do_not_load_keep_no_other_tenant_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are given up."""
+    monkeypatch.setattr(ray_calls, "_RENDERERS", 1)
+
+    class Sleeps:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return time.sleep, (1000,)
+
+    data = pickle.dumps([1])
+    slow, quick = pickled_by_value(Sleeps()), Value(len(data), inline=data)
+    render = bench.dispatcher.render
+    await render(quick, 100, Tenant("alice"))
+    hangs = asyncio.ensure_future(render(slow, 100, Tenant("bob")))
+    await asyncio.sleep(0)
+    waits = asyncio.ensure_future(render(quick, 100, Tenant("bob")))
+    assert await render(quick, 100, Tenant("alice")) == b"[1]"
+    assert not hangs.done()
+    assert not waits.done()
+    with pytest.raises(InvalidRequestError, match=r"not loaded within 20 s; fetch it as a pickle"):
+        await hangs
+    assert await waits == b"[1]"
+
+
+def pickled_by_value(value: object) -> Value:
+    data = cloudpickle.dumps(value)
+    return Value(len(data), inline=data)
 
 
 async def test_the_engine_is_described(bench: Bench) -> None:

@@ -367,6 +367,57 @@ async def test_idle_replicas_give_way(engine: None, tmp_path: Path) -> None:
     await until_applications(0)
 
 
+async def test_idle_replicas_stay_that_have_nothing_of_what_is_wanted(
+    engine: None, tmp_path: Path
+) -> None:
+    """Work that waits for a GPU gains nothing by their end."""
+    bench = new_bench(tmp_path, bounds=Bounds(1, 300.0))
+    await bench.start()
+
+    def hold(params: Params) -> Params:
+        while not (tmp_path / "go").exists():
+            time.sleep(0.02)
+        return {}
+
+    (idle,) = batch_jobs(bench, lambda batch: [{} for _ in batch], 1)
+    assert isinstance(await bench.end(idle), TaskSucceeded)
+    bench.reports.clear()
+    on_gpu: dict[str, Any] = {"resources": Resources(cpu=0.1, gpu=1), "gpus": 1.0}
+    holds = bench.job(hold, "holds", **on_gpu)
+    waits = bench.job(lambda p: {}, "waits", **on_gpu)
+    bench.dispatcher.submit(holds)
+    await bench.started(holds)
+    bench.dispatcher.submit(waits)
+    fleet = bench.dispatcher._replicas._fleet  # type: ignore[attr-defined]
+    (application,) = (each for each in fleet._applications.values() if not each.work)
+    # Much longer than others have to wait until what is idle gives way.
+    await asyncio.sleep(6)
+    assert not application.deleting
+    assert application.handle is not None
+    (tmp_path / "go").touch()
+    assert isinstance(await bench.end(waits), TaskSucceeded)
+    await bench.dispatcher.close()
+    await until_applications(0)
+
+
+async def test_what_is_only_got_ready_gives_way(engine: None, tmp_path: Path) -> None:
+    """To work, also where it never becomes ready."""
+    bench = new_bench(tmp_path, max_applications=1)
+    await bench.start()
+    hangs = "import time\ntime.sleep(1000)\ndef run(batch): ...\n"
+    options: dict[str, Any] = {"batch": BatchPolicy(True, 8), "resources": SMALL}
+    bench.dispatcher.prepare(bench.definition(hangs, **options))
+    fleet = bench.dispatcher._replicas._fleet  # type: ignore[attr-defined]
+    (application,) = fleet._applications.values()
+    async with asyncio.timeout(LONG):
+        while application.handle is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    (job,) = batch_jobs(bench, lambda batch: [{} for _ in batch], 1)
+    assert isinstance(await bench.end(job), TaskSucceeded)
+    await bench.dispatcher.close()
+    await until_applications(0)
+
+
 async def test_what_a_job_waits_for_is_told(engine: None, tmp_path: Path) -> None:
     """A place, a replica that starts, a batch that fills."""
     bench = new_bench(tmp_path)

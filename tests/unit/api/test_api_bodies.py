@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from lattice.api.requests import MAX_DEPTH
+from lattice.api.requests import MAX_CONTAINERS, MAX_DEPTH
 from lattice.api.server import create_app
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.settings import LatticeSettings
@@ -55,9 +55,13 @@ def nested(depth: int) -> str:
         (rb'{"a": [{"\uDC00": 1}]}', "body: found half of a surrogate pair"),
         (b"[" * 100_000, "body: found deeper nesting; allowed: up to 100 levels"),
         (nested(MAX_DEPTH + 1).encode(), "body: found deeper nesting"),
+        (
+            b'{"x": [' + b"[]," * MAX_CONTAINERS + b"1]}",
+            f"body: found {MAX_CONTAINERS + 2} lists and objects; allowed: at most {MAX_CONTAINERS}",
+        ),
         (b'{"workflow_id": ["' + b"x" * 1000 + b'"]}', "workflow_id: found ['xxx"),
     ],
-    ids=range(19),
+    ids=range(20),
 )
 async def test_a_malformed_body_is_422(
     client: httpx.AsyncClient, service: ScriptedService, body: bytes, words: str

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from deployments.replicas import identity
 from deployments.replicas.identity import application_name
 from lattice.execution.shape import TENANT_VARIABLE
 from lattice.ids import Digest, NodeId, Tenant
@@ -24,6 +27,16 @@ DEFINITION = Definition(
 
 def name(definition: Definition, scope: str = "s") -> str:
     return application_name(definition, scope)
+
+
+def test_a_release_has_applications_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a replica of another one makes of a call is anybody's guess."""
+    before = name(DEFINITION)
+    assert name(DEFINITION) == before
+    monkeypatch.setattr(identity, "release", lambda: "0.0.0")
+    identity._name.cache_clear()
+    assert name(DEFINITION) != before
+    identity._name.cache_clear()
 
 
 def test_what_the_calls_need_counts() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lattice.execution.shape import Shape
-from lattice.execution.shortage import Room, shortage
+from lattice.execution.shortage import Room, kinds_lacking, occupies, shortage
 from lattice.ids import NodeId
 from lattice.ports.execution import EngineNode
 
@@ -49,3 +49,30 @@ def room(name: str, cpu: float, gpu: float = 0, memory: float = 8000.4) -> Room:
 def test_the_words(asked: Shape, rooms: list[Room], expected: str | None) -> None:
     """Of the node that lacks the least, among those that are connected and large enough."""
     assert shortage(asked, rooms) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "rooms", "kinds"),
+    [
+        (shape(2), [room("a", 0)], {"cpus"}),
+        (shape(2), [room("a", 0), room("b", 2)], set()),
+        (
+            shape(1, memory=4096, gpus=1),
+            [room("a", 0, 1, 100), room("b", 1, 0)],
+            {"cpus", "memory", "gpus"},
+        ),
+        (shape(5), [room("a", 0)], set()),
+        (shape(1), [], set()),
+    ],
+)
+def test_what_would_have_to_become_free(asked: Shape, rooms: list[Room], kinds: set[str]) -> None:
+    """Nothing where nothing would help."""
+    assert kinds_lacking(asked, rooms) == kinds
+
+
+def test_what_occupies_something() -> None:
+    """Of what is wanted."""
+    assert occupies(shape(0.1), {"cpus", "gpus"})
+    assert occupies(shape(0.1, gpus=0.5), {"gpus"})
+    assert not occupies(shape(0.1, memory=5), {"gpus"})
+    assert not occupies(shape(1), set())

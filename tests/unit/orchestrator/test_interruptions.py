@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Sequence
 
@@ -131,10 +132,22 @@ async def test_a_run_that_cannot_be_read_does_not_stop_the_others(
         "load_blob",
         lambda digest: None if digest == record.graph else load(digest),
     )
+    world.dispatcher.start_job(lost, A)
+    await world.orchestrator._parts.journal.barrier()
     await world.restart()
     assert world.dispatcher.submitted == [(B, 1)]
     world.dispatcher.succeed(run_id, B, out=b"")
     assert (await world.messages(run_id))[-1] == "finish_workflow"
+    # It can be got rid of, also by two at once.
+    cancel = world.orchestrator.cancel_run
+    assert await asyncio.gather(cancel(lost), cancel(lost)) == ["cancelled"] * 2
+    assert await world.messages(lost) == ["start_task", "finish_workflow"]
+    (told,) = world.store.load_messages(lost, 1, 9)
+    assert (
+        json.loads(told)["data"].items()
+        >= {"run_id": lost, "seq": 2, "status": "cancelled"}.items()
+    )
+    await world.orchestrator.delete_run(lost)
 
 
 async def test_nothing_is_accepted_after_the_end(world: World) -> None:

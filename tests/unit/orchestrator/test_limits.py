@@ -121,6 +121,31 @@ async def test_batch_size(make_world: MakeWorld) -> None:
         await orchestrator.save_task(workflow_id, over, add_edges=False)
 
 
+async def test_bytes(make_world: MakeWorld) -> None:
+    """Of all tasks together, as they are now; what is refused changes nothing."""
+    orchestrator = (await world_with(make_world, max_workflow_bytes=3_500)).orchestrator
+
+    def sized(name: str, size: int) -> TaskUpload:
+        param = {"key": "x", "input_schema": "from_user", "value": size * "x"}
+        return upload(name, task_input={"input_params": {"1": param}})
+
+    refused = pytest.raises(
+        TooLargeError, match=r"max_workflow_bytes: found \d+ bytes of its tasks"
+    )
+    with refused:
+        await orchestrator.submit_workflow([sized("a", 1_500), sized("b", 1_500)], [])
+    workflow_id, _ = await orchestrator.submit_workflow([sized("a", 1_500), sized("b", 100)], [])
+    with refused:
+        await orchestrator.save_task(workflow_id, sized("b", 1_500), add_edges=False)
+    await orchestrator.save_task(workflow_id, sized("a", 100), add_edges=False)
+    await orchestrator.save_task(workflow_id, sized("b", 1_500), add_edges=False)
+    with refused:
+        await orchestrator.add_task(workflow_id, "code", "c" * 1_500)
+    assert len(await orchestrator.workflow_tasks(workflow_id)) == 2
+    await orchestrator.del_task(workflow_id, TaskId("b"))
+    await orchestrator.add_task(workflow_id, "code", "c" * 1_500)
+
+
 async def test_output_keys(make_world: MakeWorld) -> None:
     """One that no database can hold could never be returned."""
     orchestrator = (await world_with(make_world)).orchestrator
