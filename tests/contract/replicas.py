@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from deployments.replicas.fleet import Fleet
 from deployments.replicas.identity import Bounds
 from deployments.routing import RoutingDispatcher
 from lattice.execution.ray_tasks import RayTaskDispatcher
-from tests.contract.dispatching import short_folder
+from lattice.ports.execution import Job
+from lattice.workflow.task import BatchPolicy, Resources
+from tests.contract.dispatching import LONG, Bench, given, short_folder
+
+Params = dict[str, Any]
+SMALL = Resources(cpu=0.1)
 
 
 @contextmanager
@@ -54,3 +60,38 @@ def new_routing(
     tasks = RayTaskDispatcher(url, 1024, cancel_grace=cancel_grace, secrets=secrets)
     replicas = ReplicaDispatcher(fleet, url, 1024, held=tasks.held, cancel_grace=cancel_grace)
     return RoutingDispatcher(tasks, replicas, everything=everything)
+
+
+def new_bench(folder: Path, **changes: Any) -> Bench:
+    """A dispatcher that is not started; its scope is the folder."""
+    return Bench(new_routing((folder / "values").as_uri(), **changes))
+
+
+@asynccontextmanager
+async def running_bench(folder: Path) -> AsyncIterator[Bench]:
+    """A started dispatcher; when it is closed, its applications are gone."""
+    bench = new_bench(folder)
+    await bench.start()
+    yield bench
+    await bench.dispatcher.close()
+    await until_applications(0)
+
+
+async def until_applications(number: int) -> None:
+    """Waits until Serve has so many applications of tasks."""
+    async with asyncio.timeout(LONG):
+        while len(await asyncio.to_thread(lambda: serve.status().applications)) != number:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+def batch_jobs(bench: Bench, function: object, number: int, **changes: Any) -> list[Job]:
+    """Submitted jobs of one batched definition, each in a run of its own; `x` counts them."""
+    timeout, size = changes.pop("batch_timeout", 0.0), changes.pop("batch_size", 8)
+    options: dict[str, Any] = {"batch": BatchPolicy(True, size, timeout), "resources": SMALL}
+    jobs = [
+        bench.job(function, "t", (given("x", x),), run=f"r{x}", **(options | changes))
+        for x in range(number)
+    ]
+    for job in jobs:
+        bench.dispatcher.submit(job)
+    return jobs
