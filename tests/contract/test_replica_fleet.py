@@ -39,6 +39,13 @@ async def bench(engine: None, tmp_path: Path) -> AsyncIterator[Bench]:
         yield bench
 
 
+async def until_replicas(number: int) -> None:
+    """Waits until so many replicas are running."""
+    async with asyncio.timeout(LONG):
+        while await asyncio.to_thread(running_replicas) != number:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
 async def test_idle_applications_go_and_their_number_is_bounded(
     engine: None, tmp_path: Path
 ) -> None:

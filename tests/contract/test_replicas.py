@@ -164,13 +164,6 @@ def running_replicas() -> int:
     )
 
 
-async def until_replicas(number: int) -> None:
-    """Waits until so many replicas are running."""
-    async with asyncio.timeout(LONG):
-        while await asyncio.to_thread(running_replicas) != number:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
-
-
 async def test_four_quarters_share_a_gpu(bench: Bench, tmp_path: Path) -> None:
     """Four replicas are there at a time; each sees the GPU."""
 
