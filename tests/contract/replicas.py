@@ -95,3 +95,19 @@ def batch_jobs(bench: Bench, function: object, number: int, **changes: Any) -> l
     for job in jobs:
         bench.dispatcher.submit(job)
     return jobs
+
+
+def running_replicas() -> int:
+    """Replicas that Serve says are running, of all applications. Blocks."""
+    return sum(
+        deployment.replica_states.get("RUNNING", 0)
+        for application in serve.status().applications.values()
+        for deployment in application.deployments.values()
+    )
+
+
+async def until_replicas(number: int) -> None:
+    """Waits until so many replicas are running."""
+    async with asyncio.timeout(LONG):
+        while await asyncio.to_thread(running_replicas) != number:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)

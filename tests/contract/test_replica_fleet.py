@@ -27,6 +27,7 @@ from tests.contract.replicas import (
     new_bench,
     running_bench,
     until_applications,
+    until_replicas,
 )
 
 pytestmark = pytest.mark.anyio
@@ -37,13 +38,6 @@ async def bench(engine: None, tmp_path: Path) -> AsyncIterator[Bench]:
     """A started dispatcher; when it is closed, its applications are gone."""
     async with running_bench(tmp_path) as bench:
         yield bench
-
-
-async def until_replicas(number: int) -> None:
-    """Waits until so many replicas are running."""
-    async with asyncio.timeout(LONG):
-        while await asyncio.to_thread(running_replicas) != number:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
 
 
 async def test_idle_applications_go_and_their_number_is_bounded(

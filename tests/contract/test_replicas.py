@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import pytest
-from ray import serve
 
 from lattice.ids import RunId, TaskId
 from lattice.ports.execution import Argument
@@ -26,6 +25,7 @@ from tests.contract.replicas import (
     batch_jobs,
     running_bench,
     until_applications,
+    until_replicas,
 )
 
 pytestmark = pytest.mark.anyio
@@ -153,15 +153,6 @@ class Model:
     fixed = broken.replace('raise LookupError("no model here")', "pass")
     (job,) = batch_jobs(bench, fixed, 1)
     assert isinstance(await bench.end(job), TaskSucceeded)
-
-
-def running_replicas() -> int:
-    """Replicas that Serve says are running, of all applications. Blocks."""
-    return sum(
-        deployment.replica_states.get("RUNNING", 0)
-        for application in serve.status().applications.values()
-        for deployment in application.deployments.values()
-    )
 
 
 async def test_four_quarters_share_a_gpu(bench: Bench, tmp_path: Path) -> None:
