@@ -248,18 +248,23 @@ class Parts:
         await self.reading.record(run_id)
         self.runs.cancel(run_id)
         await self.journal.barrier()
-        # Whoever else cancels or deletes it waits.
-        async with self.housekeeping.lock:
-            record = await self.reading.record(run_id)
-            if record.status == RunStatus.RUNNING and self.runs.live(run_id) is None:
-                # It could not be read when this orchestrator started, and so does not go on; or everything has
-                # stopped meanwhile, which this raises.
-                self.runs.cancel(run_id)
-                store, now = self._around.store, self._around.clock.now()
-                writes = await asyncio.to_thread(end_unread, store, record, now)
-                await self.journal.append(writes)
-                record = await self.reading.record(run_id)
-        return record.status
+        if await self._is_unread(run_id):
+            # Whoever else cancels it waits.
+            async with self.housekeeping.lock:
+                if await self._is_unread(run_id):
+                    record = await self.reading.record(run_id)
+                    store, now = self._around.store, self._around.clock.now()
+                    writes = await asyncio.to_thread(end_unread, store, record, now)
+                    await self.journal.append(writes)
+        return (await self.reading.record(run_id)).status
+
+    async def _is_unread(self, run_id: RunId) -> bool:
+        """Whether a run does not go on as it could not be read. Raises UnavailableError where nothing goes on."""
+        record = await self.reading.record(run_id)
+        if record.status != RunStatus.RUNNING or self.runs.live(run_id) is not None:
+            return False
+        self.runs.cancel(run_id)
+        return True
 
     def running(self) -> Counter[NodeId]:
         """How many tasks and calls run on each node, by the id under which users know it."""
