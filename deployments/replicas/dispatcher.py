@@ -31,15 +31,7 @@ from lattice.execution.ray_failures import explain, is_lost
 from lattice.execution.ray_starts import StartListener
 from lattice.execution.ray_tasks import RECALL_AFTER
 from lattice.ids import NodeId, RunId, TaskId
-from lattice.ports.execution import (
-    Definition,
-    Job,
-    Load,
-    LoadCode,
-    LogEntry,
-    Report,
-    TaskLogged,
-)
+from lattice.ports.execution import Definition, Job, Load, LoadCode, LogEntry, Report, TaskLogged
 from lattice.ports.secrets import SecretError
 from lattice.ports.tracing import SpanExport
 from lattice.workflow.events import (

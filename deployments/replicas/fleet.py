@@ -31,10 +31,7 @@ from lattice.execution.shape import Shape
 from lattice.execution.shortage import kinds_lacking, occupies
 from lattice.execution.storage import FsspecStorage
 from lattice.observability.logs import LogFormat
-from lattice.ports.execution import (
-    Definition,
-    LoadCode,
-)
+from lattice.ports.execution import Definition, LoadCode
 from lattice.ports.secrets import NoSecrets, Secrets
 from lattice.workflow.events import ErrorInfo
 

@@ -100,5 +100,7 @@ class Assignment:
             after=job.after,
             call=call,
             sandbox=definition.sandbox,
-            environment={} if definition.sandbox is None else variables_of(definition),
+            environment={}
+            if definition.sandbox is None
+            else variables_of(definition.runtime_env, definition.tenant),
         )

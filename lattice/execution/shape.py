@@ -20,16 +20,15 @@ def env_of(runtime_env: Mapping[str, object], tenant: Tenant | None) -> str:
     """The runtime environment of a tenant's code, as JSON text; empty for none."""
     env = dict(runtime_env)
     if tenant is not None:
-        variables = env.get("env_vars", {})
-        assert isinstance(variables, Mapping)
-        env["env_vars"] = {**variables, TENANT_VARIABLE: tenant}
+        env["env_vars"] = variables_of(runtime_env, tenant)
     return json.dumps(env, sort_keys=True) if env else ""
 
 
-def variables_of(definition: Definition) -> dict[str, str]:
-    """The environment variables of a definition's code."""
-    own = {} if definition.tenant is None else {TENANT_VARIABLE: definition.tenant}
-    return {**definition.variables, **own}
+def variables_of(runtime_env: Mapping[str, object], tenant: Tenant | None) -> dict[str, str]:
+    """The environment variables of a tenant's code."""
+    variables = runtime_env.get("env_vars", {})
+    assert isinstance(variables, Mapping)
+    return {**variables, **({} if tenant is None else {TENANT_VARIABLE: tenant})}
 
 
 @dataclass(frozen=True, slots=True)

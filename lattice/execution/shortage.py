@@ -57,28 +57,27 @@ def occupies(shape: Shape, kinds: Container[str]) -> bool:
 
 
 def _kinds(shape: Shape, room: Room) -> set[str]:
-    needs = (
-        ("cpus", shape.cpus, room.cpu),
-        ("gpus", shape.gpus, room.gpu),
-        ("memory", shape.memory, room.memory),
-    )
-    return {kind for kind, asked, free in needs if asked > free + _DUST}
+    return {kind for kind, _, asked, free, *_ in _needs(shape, room) if asked > free + _DUST}
 
 
 def _lacking(shape: Shape, room: Room, *, total: bool = False) -> list[str]:
     """What a node has too little of; `total`: even if all of it were free."""
-    node = room.node
-    needs = (
-        ("a free CPU", shape.cpus, room.cpu, node.cpu, ""),
-        ("a free GPU", shape.gpus, room.gpu, node.gpu, ""),
-        ("memory", shape.memory, room.memory, node.memory, " MiB"),
-    )
     return [
         f"{what}: {_shown(asked)}{unit} asked, "
         + (f"{_shown(has)}{unit} there" if total else f"{_shown(free)} of {_shown(has)}{unit} free")
-        for what, asked, free, has, unit in needs
+        for _, what, asked, free, has, unit in _needs(shape, room)
         if asked > (has if total else free) + _DUST
     ]
+
+
+def _needs(shape: Shape, room: Room) -> tuple[tuple[str, str, float, float, float, str], ...]:
+    """Of each kind its name and words, how much is asked, free and there, and the unit."""
+    node = room.node
+    return (
+        ("cpus", "a free CPU", shape.cpus, room.cpu, node.cpu, ""),
+        ("gpus", "a free GPU", shape.gpus, room.gpu, node.gpu, ""),
+        ("memory", "memory", shape.memory, room.memory, node.memory, " MiB"),
+    )
 
 
 def _shown(amount: float) -> str:

@@ -58,13 +58,6 @@ class Definition:
     sandbox: Sandbox | None = None
     secrets: tuple[str, ...] = ()
 
-    @property
-    def variables(self) -> Mapping[str, str]:
-        """The environment variables that the runtime environment sets."""
-        found = self.runtime_env.get("env_vars", {})
-        assert isinstance(found, Mapping)
-        return found
-
 
 @dataclass(frozen=True, slots=True)
 class Job:

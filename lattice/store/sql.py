@@ -32,6 +32,7 @@ from lattice.store.tables import (
     tasks,
     workflows,
 )
+from lattice.workflow.checks import is_storable
 from lattice.workflow.events import Value
 from lattice.workflow.states import RunStatus
 
@@ -290,7 +291,7 @@ class SqlStore:
     def referenced(self, locations: Collection[str]) -> set[str]:
         """Those of `locations` that an output of any run is at."""
         # One that no column can hold must not hide the others: who asks deletes what is not found.
-        wanted = [location for location in locations if _is_storable(location)]
+        wanted = [location for location in locations if is_storable(location)]
         found: set[str] = set()
         for start in range(0, len(wanted), _MOST_PARAMETERS):
             (rows,) = self._read(removals.referenced(wanted[start : start + _MOST_PARAMETERS]))
@@ -320,14 +321,6 @@ class SqlStore:
                 # An id from a request that no column can hold (NUL, half a surrogate pair), or a number
                 # beyond its type: then no row has it. Both drivers look before they ask the database.
                 return [[] for _ in statements]
-
-
-def _is_storable(text: str) -> bool:
-    """Whether a column can hold `text`: names of files, which user code makes, may be any bytes."""
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def _value(row: Row[Any]) -> Value:

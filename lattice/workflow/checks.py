@@ -48,14 +48,17 @@ def text(value: object, field: str) -> str:
     return value
 
 
-def is_output_key(key: object) -> TypeGuard[str]:
-    """Whether an output can have this key: text that every database can hold."""
-    if not isinstance(key, str) or "\0" in key:
-        return False
+def is_storable(text: str) -> bool:
+    """Whether a column of every database can hold `text`: no NUL, and no half of a surrogate pair."""
     try:
-        return len(key.encode()) <= MAX_OUTPUT_KEY
+        return b"\0" not in text.encode()
     except UnicodeEncodeError:
         return False
+
+
+def is_output_key(key: object) -> TypeGuard[str]:
+    """Whether an output can have this key."""
+    return isinstance(key, str) and is_storable(key) and len(key.encode()) <= MAX_OUTPUT_KEY
 
 
 def number(

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from lattice.api.requests import MAX_CONTAINERS, MAX_DEPTH
+from lattice.api.requests import MAX_CONTAINERS, MAX_DEPTH, parse_body
 from lattice.api.server import create_app
 from lattice.ports.service import CodeUpload, TaskUpload
 from lattice.settings import LatticeSettings
@@ -290,3 +290,9 @@ async def test_a_declared_length_is_enough_to_refuse(
     }
     await app(scope, receive, send)
     assert sent[0]["status"] == 413
+
+
+def test_long_texts_may_have_more_brackets() -> None:
+    """As source code has: one for each 16 bytes."""
+    text = "[" + 16 * "x"
+    assert parse_body(f'["{text * (MAX_CONTAINERS + 2)}"]'.encode())[0].startswith(text)
